@@ -1,0 +1,89 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# The first Python that is 3.11 or 3.12: the plain one if it fits.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
+
+# cpu, or what `uv pip install --torch-backend` knows (auto, cu128, ...).
+TORCH_BACKEND ?= $(if $(shell command -v nvidia-smi),auto,cpu)
+
+.PHONY: help
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*##/\t/' | while IFS=$$'\t' read -r name text; do \
+	  printf '  \033[1m%-12s\033[0m %s\n' "$$name" "$$text"; done
+
+.PHONY: install
+install: $(STAMP) ## make .venv and install everything (TORCH_BACKEND=cpu|auto|cu128)
+
+# uv does not read pip's config, so pip is asked where it finds wheels. Where such a folder holds a
+# torch, that is the one this machine wants and no torch index is named.
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "kvasir needs Python 3.11 or 3.12; name one with make PYTHON=..." >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) has no venv; on Debian and Ubuntu: apt install $$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')" >&2; exit 2; }
+	@test -x $(BIN)/python || { echo "== making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 2; }; }
+	@uv=$$(command -v uv || true); \
+	if [ -z "$$uv" ] || ! "$$uv" --version >/dev/null 2>&1; then \
+	  echo "== installing uv into $(VENV)"; $(BIN)/python -m pip install --quiet uv; uv=$(BIN)/uv; fi; \
+	links=$$(for python in $(BIN)/python $(PYTHON); do for key in :env:.find-links global.find-links; do \
+	  $$python -m pip config get $$key 2>/dev/null && break 2; done; done | tr '\n' ' ' | sed 's/ *$$//' || true); \
+	backend=(--torch-backend="$(TORCH_BACKEND)"); \
+	if [ -n "$$links" ]; then export UV_FIND_LINKS="$${UV_FIND_LINKS:-$$links}"; fi; \
+	for folder in $$links; do if compgen -G "$$folder/torch-*" >/dev/null; then backend=(); fi; done; \
+	echo "== installing kvasir and what it needs into $(VENV) (about 1.5 GB, most of it torch)"; \
+	"$$uv" pip install --python $(BIN)/python "$${backend[@]}" --editable '.[test]'
+	@touch $@
+
+.PHONY: serve
+serve: install ## start the whole cluster on this machine with the example config
+	@exec $(BIN)/kvasir serve
+
+.PHONY: chat
+chat: install ## talk to a running cluster
+	@exec $(BIN)/kvasir chat
+
+.PHONY: test
+test: install check ## what CI runs: checks and every test that is not marked slow
+	$(BIN)/python -m pytest -m "not slow" -q --durations=10
+
+.PHONY: test-all
+test-all: install check ## the long matrices too
+	$(BIN)/python -m pytest -q --durations=20
+
+.PHONY: check
+check: install ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: format
+format: install ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+PROTOS := common inference worker admin
+
+.PHONY: proto
+proto: install ## regenerate the gRPC stubs in workers/wire
+	$(BIN)/python -m grpc_tools.protoc -Iworkers/wire=proto/kvasir/v1 --python_out=. --pyi_out=. --grpc_python_out=. \
+	  $(PROTOS:%=workers/wire/%.proto)
+
+.PHONY: demo-train
+demo-train: install ## train the demo model again (about an hour on 2 cores)
+	$(BIN)/python -m workers.demo.train
+
+.PHONY: bench
+bench: install ## replay a shipped trace against the running cluster
+	$(BIN)/kvasir bench serve --url http://127.0.0.1:8000 --trace load_tests/traces/azure2023_conv_300.jsonl.gz \
+	  --scale auto --limit 60 --slo ttft=1s,itl=100ms
+
+.PHONY: clean
+clean: ## remove the venv and every cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find cluster router workers tests load_tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,22 @@
+"""All commands under one roof. Importing this takes a while: it brings everything they need."""
+
+from __future__ import annotations
+
+import typer
+
+from cluster.commands import bench
+from cluster.commands.chat import chat
+from cluster.commands.serve import serve
+from cluster.commands.status import status, tickets
+
+app = typer.Typer(
+    help="KV-aware serving, inference and routing of large language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(serve)
+app.command()(chat)
+app.command()(status)
+app.command()(tickets)
+app.add_typer(bench.app, name="bench")

@@ -1,0 +1,233 @@
+"""cluster.yaml: the one file that says what is served and on what. Each process gets its slice."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    ValidationError,
+    model_validator,
+)
+
+from cluster.config_file import ConfigFile, explain
+from router.config import Address, Limits, RouterConfig
+from workers.config import EngineConfig, TicketTtl, TransportConfig, WorkerConfig
+from workers.core.errors import ConfigError
+from workers.core.hardware import hardware
+
+Role = Literal["prefill", "decode"]
+NAME = r"^[a-z0-9][a-z0-9-]*$"
+
+
+def example_config() -> Path:
+    """The config that `kvasir serve` takes when it is given none."""
+    return Path(__file__).parent / "examples" / "cluster.yaml"
+
+
+def _parse_address(value: object) -> object:
+    """`8000`, `0.0.0.0:8000` and `[::1]:8000` are short for {host, port}."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return {"port": value}
+    if isinstance(value, str):
+        host, colon, port = value.rpartition(":")
+        if not colon or not host or not port.isdigit():
+            raise ValueError("expected host:port, a port, or {host, port}")
+        value = {"host": host, "port": int(port)}
+    if isinstance(value, dict) and isinstance(value.get("host"), str):
+        return value | {"host": value["host"].strip("[]")}
+    return value
+
+
+def _checked_redis_url(url: str | None) -> str | None:
+    if url is not None and not url.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("expected a URL that begins with redis://, rediss:// or unix://")
+    return url
+
+
+def _known_hardware(name: str) -> str:
+    try:
+        return hardware(name).name
+    except ConfigError as error:
+        raise ValueError(error.message) from None
+
+
+Listen = Annotated[Address, BeforeValidator(_parse_address)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PoolConfig(_Section):
+    """Replicas of one role. Their ids are `<name>-0`, `<name>-1`, ..."""
+
+    name: str = Field(pattern=NAME)
+    role: Role
+    replicas: NonNegativeInt = 1
+
+
+class RouterSection(_Section):
+    grpc: Listen = Address(port=9000)
+    http: Listen = Address(port=8000)
+    admin: Listen = Address(port=8001)
+    metrics_on_http: bool = True
+    hardware: Annotated[str, AfterValidator(_known_hardware)] = "cpu"
+    limits: Limits = Limits()
+
+
+class RedisSection(_Section):
+    """Without a URL the cluster starts a Redis server of its own."""
+
+    url: Annotated[str | None, AfterValidator(_checked_redis_url)] = None
+
+
+class ClusterConfig(_Section):
+    """The whole file. Only what works today is accepted."""
+
+    name: str = Field(default="kvasir", pattern=NAME)
+    model: str = Field(min_length=1)
+    served_name: str | None = Field(default=None, min_length=1)
+    engine: EngineConfig = EngineConfig()
+    pools: tuple[PoolConfig, ...] = (
+        PoolConfig(name="prefill", role="prefill"),
+        PoolConfig(name="decode", role="decode"),
+    )
+    router: RouterSection = RouterSection()
+    redis: RedisSection = RedisSection()
+    transport: TransportConfig = TransportConfig()
+    ticket_ttl_s: TicketTtl = 10.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [pool.name for pool in self.pools]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two pools have the same name: {', '.join(names)}")
+        for role in ("prefill", "decode"):
+            if not any(pool.role == role and pool.replicas for pool in self.pools):
+                raise ValueError(f"no pool has a {role} replica; the cluster needs at least one")
+        return self
+
+    @property
+    def num_workers(self) -> int:
+        return sum(pool.replicas for pool in self.pools)
+
+    @property
+    def model_name(self) -> str:
+        """What clients call it: else the hub id, or the last part of the directory."""
+        if self.served_name is not None:
+            return self.served_name
+        path = Path(self.model)
+        return path.resolve().name if path.is_dir() else self.model
+
+    def worker_slices(
+        self, *, model_dir: Path, redis_url: str, ports: Sequence[int]
+    ) -> list[WorkerConfig]:
+        """One per replica, pool by pool; `ports` has as many. Workers here share the cores."""
+        threads = self.engine.threads or max(1, _cores() // self.num_workers)
+        replicas = [(pool, index) for pool in self.pools for index in range(pool.replicas)]
+        return [
+            WorkerConfig(
+                replica=f"{pool.name}-{index}",
+                pool=pool.name,
+                role=pool.role,
+                model=str(model_dir),
+                cluster=self.name,
+                port=port,
+                redis_url=redis_url,
+                engine=self.engine.model_copy(update={"threads": threads}),
+                transport=self.transport,
+                ticket_ttl_s=self.ticket_ttl_s,
+            )
+            for (pool, index), port in zip(replicas, ports, strict=True)
+        ]
+
+    def router_slice(self, *, model_dir: Path, redis_url: str) -> RouterConfig:
+        return RouterConfig(
+            cluster=self.name,
+            model=str(model_dir),
+            served_name=self.model_name,
+            grpc=self.router.grpc,
+            http=self.router.http,
+            admin=self.router.admin,
+            redis_url=redis_url,
+            hardware=self.router.hardware,
+            metrics_on_http=self.router.metrics_on_http,
+            limits=self.router.limits,
+        )
+
+
+class Overrides(BaseModel):
+    """What the command line may say instead of the file. None = what the file says."""
+
+    model: str | None = None
+    served_name: str | None = None
+    prefill: int | None = None
+    decode: int | None = None
+    grpc_port: int | None = None
+    http_port: int | None = None
+    admin_port: int | None = None
+    redis_url: str | None = None
+    dtype: str | None = None
+
+
+def load_config(path: Path, overrides: Overrides | None = None) -> ClusterConfig:
+    """Read and check `path`. A model directory in it is relative to the file.
+
+    Raises ConfigError that names each key at fault and its line.
+    """
+    file = ConfigFile(path)
+    config = file.validate(ClusterConfig)
+    beside = path.parent / config.model
+    if beside.is_dir():
+        config = config.model_copy(update={"model": str(beside.resolve())})
+    return _override(config, overrides) if overrides else config
+
+
+def _override(config: ClusterConfig, over: Overrides) -> ClusterConfig:
+    data = config.model_dump()
+    if over.model is not None:
+        data.update(model=over.model, served_name=None)
+    if over.served_name is not None:
+        data["served_name"] = over.served_name
+    if over.redis_url is not None:
+        data["redis"]["url"] = over.redis_url
+    if over.dtype is not None:
+        data["engine"]["dtype"] = over.dtype
+    for listener in ("grpc", "http", "admin"):
+        port = getattr(over, f"{listener}_port")
+        if port is not None:
+            data["router"][listener]["port"] = port
+    for role in ("prefill", "decode"):
+        replicas = getattr(over, role)
+        if replicas is not None:
+            _only_pool(data["pools"], role)["replicas"] = replicas
+    try:
+        return ClusterConfig.model_validate(data)
+    except ValidationError as error:
+        faults = [explain(fault, ClusterConfig) for fault in error.errors()]
+        raise ConfigError("command line: " + "; ".join(faults)) from None
+
+
+def _only_pool(pools: Sequence[dict[str, object]], role: str) -> dict[str, object]:
+    found = [pool for pool in pools if pool["role"] == role]
+    if len(found) != 1:
+        raise ConfigError(
+            f"--{role} sets the size of the only {role} pool, but the config has {len(found)}; "
+            "set replicas in the file"
+        )
+    return found[0]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,56 @@
+"""python -m router --config slice.json: one router process, until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import uvloop
+
+from router.app import Ports, serve
+from router.config import RouterConfig, load_config
+from workers.core.errors import CheckpointError, ConfigError
+
+EXIT_CONFIG = 2
+
+
+async def _main(config: RouterConfig) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await serve(config, stop, _listening)
+
+
+def _listening(ports: Ports) -> None:
+    print(
+        f"kvasir router listening: grpc {ports.grpc}, http {ports.http}, admin {ports.admin}",
+        flush=True,
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m router", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="JSON of a RouterConfig")
+    parser.add_argument("--log-level", default="INFO")
+    arguments = parser.parse_args()
+    logging.basicConfig(
+        level=arguments.log_level,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_main(load_config(arguments.config)))
+    except (ConfigError, CheckpointError) as error:
+        print(f"kvasir router: {error.message}", file=sys.stderr)
+        return EXIT_CONFIG
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""What the two front doors (gRPC service, OpenAI gateway) ask of the router, in core types.
+
+A Call goes in, Deltas come out; errors are KvasirErrors, raised before the first delta or between
+two. Closing the iterator cancels the request on every worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from workers.core.request import FinishReason, SampledToken, SamplingParams
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """`prompt`: text (BOS added where the model has one), token ids (used as they are), or chat
+    messages ({"role", "content"}: the model's template is applied)."""
+
+    model: str
+    prompt: Prompt
+    params: SamplingParams
+    request_id: str
+    cache_salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Text that became certain and the tokens that came with it. The last delta, and only it, has
+    finish_reason and usage. Stop strings are cut off; text that may begin one is held back."""
+
+    text: str
+    tokens: tuple[SampledToken, ...] = ()
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    id: str
+    context_length: int
+    created: int  # unix seconds
+
+
+class Generator(Protocol):
+    def models(self) -> list[ModelCard]: ...
+
+    def token_text(self, token_id: int) -> str:
+        """The token as logprobs show it."""
+
+    def generate(self, call: Call) -> AsyncGenerator[Delta]: ...

@@ -1,0 +1,250 @@
+"""Puts the router together, runs it, and takes it apart in the order in which things depend."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route
+
+from router.admission import Admission
+from router.api import ModelCard
+from router.config import Address, RouterConfig, read_model_config
+from router.dispatch import Dispatcher
+from router.gateway.app import create_app
+from router.generation import RouterGenerator
+from router.index.expecting import ExpectingIndex
+from router.index.prefix import PrefixMirror
+from router.index.redis_log import RedisLog
+from router.latency import LatencyModel, MeasuredStep, RooflineModel
+from router.metrics import CONTENT_TYPE, RouterMetrics
+from router.placement.placement import Placement
+from router.pool import Pool, PoolListener
+from router.registry_reader import RegistryReader, connect_redis
+from router.replica import Replica
+from router.service import AdminService, GrpcServer, InferenceService, port_taken
+from workers.core.clock import SystemClock, unix_time
+from workers.core.errors import ConfigError
+from workers.core.hardware import ModelShape, hardware
+from workers.text import Tokenizer
+from workers.wire import worker_pb2 as worker
+
+BACKLOG = 2048
+LAST_WORDS_S = 0.5  # of the grace, a quarter of it at most: for telling clients that it is over
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where the router listens."""
+
+    grpc: Address
+    http: Address
+    admin: Address
+
+
+class _LatencyFeed:
+    """A PoolListener that hands measured steps to the latency model."""
+
+    def __init__(self, latency: LatencyModel) -> None:
+        self._latency = latency
+
+    def reported(self, replica: Replica, load: worker.LoadReport) -> None:
+        steps = [
+            MeasuredStep(s.prefill_tokens, s.decode_seqs, s.context_tokens, s.seconds)
+            for s in load.steps
+        ]
+        self._latency.observe(replica.id, steps)
+
+    def lost(self, replica: Replica) -> None:
+        """A restarted worker runs on the same hardware: what was measured stays."""
+
+    def forgotten(self, replica: Replica) -> None:
+        self._latency.forget(replica.id)
+
+
+async def serve(
+    config: RouterConfig, stop: asyncio.Event, listening: Callable[[Ports], None]
+) -> None:
+    """Runs until `stop` is set, then ends what is in flight within config.limits.shutdown_s.
+
+    Raises ConfigError or CheckpointError when it cannot start.
+    """
+    model = read_model_config(config.model)
+    context_length = model.get("max_position_embeddings")
+    if not isinstance(context_length, int):
+        raise ConfigError(f"{config.model}: config.json has no max_position_embeddings")
+    shape = ModelShape.from_config(model)
+    tokenizer = await asyncio.to_thread(Tokenizer.load, config.model)
+    latency = RooflineModel(shape, hardware(config.hardware))
+    metrics, clock = RouterMetrics(), SystemClock()
+    index = ExpectingIndex(clock, config.limits.index_blocks)
+
+    grace_s = config.limits.shutdown_s
+
+    # Whatever may be refused comes first: ports, then Redis, then what runs until the end.
+    async with AsyncExitStack() as parts:
+        http_socket = parts.enter_context(_listen("http", config.http))
+        admin_socket = parts.enter_context(_listen("admin", config.admin))
+        grpc = GrpcServer(config.grpc, config.limits.max_body_bytes)
+        listeners: list[PoolListener] = [metrics, _LatencyFeed(latency)]
+        pool = await parts.enter_async_context(_connected(config, index, listeners))
+        placement = Placement(latency, random.Random())
+        dispatcher = await parts.enter_async_context(
+            Dispatcher(pool, placement, index, config.limits, clock, metrics)
+        )
+        await parts.enter_async_context(_running(_cut_off(stop, grace_s, dispatcher)))
+        admission = Admission(config.limits.max_requests, lambda: _queue_s(pool, latency))
+        card = ModelCard(config.served_name, context_length, int(unix_time()))
+        generator = RouterGenerator(
+            card, shape.vocab_size, tokenizer, pool, admission, dispatcher, metrics, clock,
+            random.Random(),
+        )  # fmt: skip
+        gateway = create_app(
+            generator,
+            ready=lambda: _ready(pool),
+            registry=metrics.registry if config.metrics_on_http else None,
+            max_body_bytes=config.limits.max_body_bytes,
+            refused=metrics.refused,
+        )
+        admin = AdminService(config.served_name, pool, index, admission, metrics)
+        await grpc.start(InferenceService(generator, metrics.refused), admin)
+        http = await parts.enter_async_context(_http(gateway, http_socket, grace_s))
+        await parts.enter_async_context(_http(_admin_app(metrics), admin_socket, grace_s))
+        await parts.enter_async_context(_running(_tell_health(pool, grpc)))
+        listening(
+            Ports(
+                config.grpc.model_copy(update={"port": grpc.port}),
+                config.http.model_copy(update={"port": http_socket.getsockname()[1]}),
+                config.admin.model_copy(update={"port": admin_socket.getsockname()[1]}),
+            )
+        )
+        try:
+            await stop.wait()
+        finally:
+            admission.drain()
+            http.should_exit = True  # both doors have the same grace, at the same time
+            await grpc.stop(grace_s)
+
+
+def _ready(pool: Pool) -> bool:
+    return pool.count_up("prefill") > 0 and pool.count_up("decode") > 0
+
+
+def _queue_s(pool: Pool, latency: LatencyModel) -> float:
+    """Predicted wait at the least busy prefill worker."""
+    waits = [
+        latency.prefill_s(replica.id, replica.pending_tokens, 0)
+        for replica in pool
+        if replica.up and replica.role == "prefill"
+    ]
+    return min(waits, default=0.0)
+
+
+@asynccontextmanager
+async def _connected(
+    config: RouterConfig, index: PrefixMirror, listeners: list[PoolListener]
+) -> AsyncIterator[Pool]:
+    """A pool that follows the registry; without Redis, one of the replicas that config names."""
+    silence_s = config.limits.worker_silence_s
+    if config.redis_url is None:
+        async with Pool(silence_s, listeners) as pool:
+            pool.sync(config.replicas)
+            pool.redis_lost()
+            yield pool
+        return
+    async with connect_redis(config.redis_url) as client:
+        reader = RegistryReader(client, config.redis_url, config.cluster)
+        records = await reader.read_first()
+        events = RedisLog(client, config.cluster, index)
+        async with Pool(silence_s, [*listeners, events]) as pool:
+            pool.sync(records)
+            async with _running(events.run()), _running(reader.run(pool.sync, pool.redis_lost)):
+                yield pool
+
+
+@asynccontextmanager
+async def _running(work: Awaitable[None]) -> AsyncIterator[None]:
+    """`work` runs beside the block and is cancelled at its end; its failure ends the block."""
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(_await(work))
+        try:
+            yield
+        finally:
+            task.cancel()
+
+
+async def _await(work: Awaitable[None]) -> None:
+    await work
+
+
+async def _cut_off(stop: asyncio.Event, grace_s: float, dispatcher: Dispatcher) -> None:
+    """Requests that the grace is too short for end with an error, not with a broken connection."""
+    await stop.wait()
+    await asyncio.sleep(grace_s - min(LAST_WORDS_S, grace_s / 4))
+    dispatcher.stop()
+
+
+async def _tell_health(pool: Pool, grpc: GrpcServer) -> None:
+    while True:
+        await grpc.set_ready(_ready(pool))
+        await pool.wait_changed()
+
+
+@contextmanager
+def _listen(key: str, address: Address) -> Iterator[socket.socket]:
+    """A bound socket. Raises ConfigError that names key and port."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((address.host, address.port))
+            sock.listen(BACKLOG)  # now, so that a second router sees that the port is taken
+        except OSError as error:
+            raise port_taken(key, address, error) from None
+        yield sock
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: the process has one owner of signals, __main__."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@asynccontextmanager
+async def _http(app: Any, sock: socket.socket, grace_s: float) -> AsyncIterator[uvicorn.Server]:
+    """Serves `app` beside the block; at its end connections get `grace_s` to finish."""
+    server = _Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            timeout_graceful_shutdown=math.ceil(grace_s),
+        )
+    )
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(server.serve([sock]))
+        try:
+            yield server
+        finally:
+            server.should_exit = True
+
+
+def _admin_app(metrics: RouterMetrics) -> Starlette:
+    async def render(request: HttpRequest) -> Response:
+        return Response(metrics.render(), media_type=CONTENT_TYPE)
+
+    return Starlette(routes=[Route("/metrics", render)])

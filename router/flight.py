@@ -1,0 +1,138 @@
+"""One request under way: what was emitted, which attempt speaks, how often it may still fail."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from router.replica import Replica
+from router.worker_client import WorkerFailed
+from workers.core.clock import Clock
+from workers.core.errors import KvasirError, Overloaded, Unavailable
+from workers.core.hashing import BlockHasher, BlockId, namespace
+from workers.core.request import FinishReason, Request, SampledToken
+from workers.wire import common_pb2 as common
+
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Emission:
+    """Tokens that no one has seen before, in order. `cached_tokens` of the prompt were found in
+    the prefix cache of the worker that prefilled it first."""
+
+    tokens: tuple[SampledToken, ...]
+    finish_reason: FinishReason | None = None
+    cached_tokens: int = 0
+
+
+class RetryBudget:
+    """`attempts` failures in a request's life; `retry_s` from a failure to the next token.
+
+    For a replica it waits `wait_s` while nothing has happened yet, then `retry_s`: who has seen a
+    part of the answer would rather wait than begin again.
+    """
+
+    def __init__(self, clock: Clock, attempts: int, retry_s: float, wait_s: float) -> None:
+        self._clock = clock
+        self._attempts = attempts
+        self._retry_s = retry_s
+        self._patience_s = wait_s
+        self._recover_by: float | None = None
+        self.failures = 0
+
+    def left_s(self) -> float:
+        """How long to wait for a replica now."""
+        if self._recover_by is None:
+            return self._patience_s
+        return max(0.0, self._recover_by - self._clock.now())
+
+    def failed(self, error: KvasirError) -> float:
+        """Counts a failure; returns the pause before the next try. Raises when it was the last."""
+        self.failures += 1
+        if self._recover_by is None:
+            self._recover_by = self._clock.now() + self._retry_s
+        if self.failures > self._attempts or self.left_s() <= 0:
+            kind = Overloaded if isinstance(error, Overloaded) else Unavailable
+            raise kind(
+                f"gave up after {self.failures} failures; the last one: {error.message}",
+                retry_after_s=1.0,
+            ) from error
+        return min(FIRST_PAUSE_S * 2.0 ** (self.failures - 1), LONGEST_PAUSE_S, self.left_s())
+
+    def progressed(self) -> None:
+        """A token came: the clock of the recovery stops."""
+        self._recover_by = None
+        self._patience_s = self._retry_s
+
+
+class Flight:
+    """The request with every token emitted so far. Only accept() makes it longer."""
+
+    def __init__(self, request: Request, budget: RetryBudget) -> None:
+        self.tokens: list[int] = list(request.token_ids)
+        self.budget = budget
+        self.avoid: set[str] = set()  # incarnations that failed it
+        self.speaker = ""  # incarnation called last
+        self.cached_tokens: int | None = None  # of the first prefill
+        self.attempt = request.attempt
+        self._request = request
+        self._hashers: dict[tuple[str, int], BlockHasher] = {}
+
+    @property
+    def id(self) -> str:
+        return self._request.id
+
+    def next_request(self) -> Request:
+        """What the next worker is asked: everything so far, under a new attempt."""
+        self.attempt += 1
+        return replace(self._request, token_ids=tuple(self.tokens), attempt=self.attempt)
+
+    def accept(self, tokens: tuple[SampledToken, ...]) -> tuple[SampledToken, ...]:
+        """Those that come next; older ones are dropped. Raises WorkerFailed if one is skipped."""
+        fresh: list[SampledToken] = []
+        for token in tokens:
+            due = len(self.tokens) + len(fresh)
+            if token.position > due:
+                raise WorkerFailed(f"a worker sent position {token.position}, {due} was due")
+            if token.position == due:
+                fresh.append(token)
+        if fresh:
+            self.tokens.extend(token.id for token in fresh)
+            self.budget.progressed()
+        return tuple(fresh)
+
+    def block_ids(self, kv_abi: str, block_size: int) -> list[BlockId]:
+        """Ids of the full blocks of all tokens but the last, which must be computed anyway."""
+        hasher = self._hashers.get((kv_abi, block_size))
+        if hasher is None:
+            space = namespace(kv_abi, cache_salt=self._request.cache_salt)
+            hasher = self._hashers[kv_abi, block_size] = BlockHasher(space, block_size)
+        hasher.extend(self.tokens)
+        return hasher.ids[: (len(self.tokens) - 1) // block_size]
+
+
+class Binding:
+    """A ticket, the prefill worker's life it belongs to, and how often it was bound."""
+
+    def __init__(self, ticket: common.Ticket, replica: Replica) -> None:
+        self.ticket = ticket
+        self.replica = replica
+        self.epoch = 0
+        self.over = False  # redeemed or released: nothing is held for it
+        self.lost = False  # its worker no longer knows it
+        self.lease = ExitStack()  # renewed until it is closed
+        self._incarnation = replica.incarnation
+
+    def end(self) -> None:
+        """Its pages are free: it was redeemed, or never needed."""
+        self.over = True
+        self.lease.close()
+
+    @property
+    def alive(self) -> bool:
+        """The worker that holds its pages still runs and has not forgotten it."""
+        return (
+            not self.lost and self.replica.alive and self.replica.incarnation == self._incarnation
+        )

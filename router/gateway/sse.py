@@ -1,0 +1,87 @@
+"""A response that streams server-sent events, and the end of work whose client has left."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
+
+from router.gateway.errors import describe, error_object, error_response
+from workers.core.errors import KvasirError
+
+T = TypeVar("T")
+Emit = Callable[[str], Awaitable[None]]
+
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # proxies pass each event on at once
+]
+DONE = "[DONE]"
+
+
+async def unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`. When the client goes first, `work` is cancelled, has ended, and
+    ClientDisconnect is raised."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_client_leaves(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientDisconnect
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _client_leaves(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream:
+    """An ASGI response: `produce(emit)` runs, and each string it emits becomes an event.
+
+    Nothing is sent before the first event, so an error until then has its own HTTP status; a later
+    one is an event itself and the last, without [DONE].
+    """
+
+    def __init__(self, produce: Callable[[Emit], Coroutine[Any, Any, None]]) -> None:
+        self._produce = produce
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def emit(data: str) -> None:
+            nonlocal started
+            if not started:
+                started = True
+                await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+            await send(_body(f"data: {data}\n\n"))
+
+        try:
+            await unless_client_leaves(receive, self._produce(emit))
+            await emit(DONE)
+        except ClientDisconnect:
+            return
+        except KvasirError as error:
+            if not started:
+                await error_response(error)(scope, receive, send)
+                return
+            await emit(json.dumps(describe(error)))
+        except Exception:  # the edge of the process: the server logs it, the client must not hang
+            if started:
+                await emit(json.dumps(error_object("internal error", 500, code="internal")))
+                await send(_body("", more=False))
+            raise
+        await send(_body("", more=False))
+
+
+def _body(text: str, *, more: bool = True) -> Message:
+    return {"type": "http.response.body", "body": text.encode(), "more_body": more}

@@ -1,0 +1,242 @@
+"""From a Call to Deltas: tokenise, check, admit, dispatch, make text. What both doors call."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from router.admission import Admission
+from router.api import Call, Delta, ModelCard, Prompt, Usage
+from router.dispatch import Dispatcher
+from router.flight import Emission
+from router.metrics import RouterMetrics
+from router.pool import Pool
+from workers.core.clock import Clock
+from workers.core.errors import (
+    HTTP_STATUS,
+    ContextTooLong,
+    InvalidRequest,
+    KvasirError,
+    ModelNotFound,
+)
+from workers.core.request import FinishReason, Request
+from workers.core.validation import check_names, check_params, check_token_ids
+from workers.text import TextStream, Tokenizer
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+THREAD_CHARS = 20_000  # longer texts are tokenised in a thread: the loop has streams to serve
+MESSAGE_CHARS = 20  # what a message costs beside its content
+
+
+class RouterGenerator:
+    """Implements router.api.Generator over one model."""
+
+    def __init__(
+        self,
+        card: ModelCard,
+        vocab_size: int,
+        tokenizer: Tokenizer,
+        pool: Pool,
+        admission: Admission,
+        dispatcher: Dispatcher,
+        metrics: RouterMetrics,
+        clock: Clock,
+        rng: random.Random,
+    ) -> None:
+        """`card.context_length` is the model's own; workers may be set to a shorter one.
+        `vocab_size`: rows of the model's embedding."""
+        self._card = card
+        self._vocab_size = vocab_size
+        self._tokenizer = tokenizer
+        self._pool = pool
+        self._admission = admission
+        self._dispatcher = dispatcher
+        self._metrics = metrics
+        self._clock = clock
+        self._rng = rng
+        # One long text at a time, also when its client has gone: a thread cannot be cancelled.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
+
+    def models(self) -> list[ModelCard]:
+        return [replace(self._card, context_length=self._context_length())]
+
+    def token_text(self, token_id: int) -> str:
+        return self._tokenizer.token_text(token_id)
+
+    async def generate(self, call: Call) -> AsyncGenerator[Delta]:
+        """Raises InvalidRequest, ModelNotFound, Overloaded or Unavailable. Close it to cancel."""
+        started = self._clock.now()
+        with self._counted(started) as outcome:
+            if call.model != self._card.id:
+                raise ModelNotFound(call.model, [self._card.id])
+            check_names(call.request_id, call.cache_salt)
+            check_params(call.params, self._vocab_size)
+            with self._admission.admit():
+                request = self._request(call, await self._tokenise(call.prompt))
+                emissions = self._timed(self._dispatcher.run(request), started)
+                async with aclosing(_Text(self._tokenizer, request).deltas(emissions)) as deltas:
+                    async for delta in deltas:
+                        outcome.complete = delta.finish_reason is not None
+                        yield delta
+
+    def _request(self, call: Call, tokens: list[int]) -> Request:
+        """Raises ContextTooLong where no worker could hold the prompt and one token."""
+        param = _param(call.prompt)
+        if not tokens:
+            raise InvalidRequest("the prompt is empty", param=param)
+        self._check_fits(len(tokens), param)
+        asked = call.params
+        room = min(self._context_length(), self._capacity()) - len(tokens)
+        params = replace(
+            asked,
+            # a retry goes on with the same sample, so the draw must not be the worker's
+            seed=self._rng.getrandbits(63) if asked.seed is None else asked.seed,
+            max_tokens=room if asked.max_tokens is None else min(asked.max_tokens, room),
+            min_tokens=min(asked.min_tokens, room),
+        )
+        # clients may use one id twice at once; workers must be able to tell the two apart
+        unique = f"{call.request_id}-{self._rng.getrandbits(32):08x}"
+        return Request(
+            id=unique,
+            token_ids=tuple(tokens),
+            prompt_len=len(tokens),
+            params=params,
+            cache_salt=call.cache_salt,
+        )
+
+    async def _tokenise(self, prompt: Prompt) -> list[int]:
+        """What cannot fit is refused before any work that grows with its length."""
+        if not prompt:
+            raise InvalidRequest("the prompt is empty", param="prompt")
+        if isinstance(prompt, str):
+            self._check_text(prompt, "prompt")
+            return await self._aside(len(prompt), self._tokenizer.encode, prompt)
+        ids = [item for item in prompt if isinstance(item, int)]
+        if len(ids) == len(prompt):
+            self._check_fits(len(ids), "prompt")
+            check_token_ids(ids, self._vocab_size, "prompt")
+            return ids
+        messages = [item for item in prompt if not isinstance(item, int)]
+        size = sum(MESSAGE_CHARS + len(message.get("content", "")) for message in messages)
+        text = await self._aside(size, self._tokenizer.chat_text, messages)
+        self._check_text(text, "messages")
+        return await self._aside(len(text), self._tokenizer.encode_chat, text)
+
+    async def _aside(self, size: int, work: Callable[[T], R], what: T) -> R:
+        """work(what), in the thread when `size`, in characters, is more than the loop can spare."""
+        if size < THREAD_CHARS:
+            return work(what)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, what)
+
+    def _check_text(self, text: str, param: str) -> None:
+        self._check_fits(self._tokenizer.fewest_tokens(text), param, at_least=True)
+
+    def _check_fits(self, count: int, param: str, *, at_least: bool = False) -> None:
+        """Raises ContextTooLong where no worker could hold `count` tokens and one more."""
+        context, capacity = self._context_length(), self._capacity()
+        if count >= context:
+            raise ContextTooLong(count, context, param=param, at_least=at_least)
+        if count >= capacity:
+            raise ContextTooLong(count, capacity, what="KV memory", param=param, at_least=at_least)
+
+    async def _timed(
+        self, emissions: AsyncGenerator[Emission], started: float
+    ) -> AsyncGenerator[Emission]:
+        last: float | None = None
+        async with aclosing(emissions):
+            async for emission in emissions:
+                now = self._clock.now()
+                count = len(emission.tokens)
+                self._metrics.generated(count)
+                if last is None:
+                    self._metrics.first_token(now - started)
+                elif count:
+                    self._metrics.next_tokens(count, now - last)
+                last = now
+                yield emission
+
+    @contextmanager
+    def _counted(self, started: float) -> Iterator[_Outcome]:
+        """Books how the request ended, whatever way that was."""
+        seen, outcome, failed = _Outcome(), "internal", True
+        self._metrics.started()
+        try:
+            yield seen
+            outcome, failed = "ok", False
+        except (asyncio.CancelledError, GeneratorExit):
+            outcome, failed = ("ok" if seen.complete else "cancelled"), False
+            raise
+        except KvasirError as error:
+            outcome, failed = error.code.lower(), HTTP_STATUS[error.code] >= 500
+            raise
+        finally:
+            self._metrics.ended(outcome, self._clock.now() - started, failed=failed)
+
+    def _context_length(self) -> int:
+        """The shortest of the workers that are known, else the model's own."""
+        lengths = [replica.record.context_length for replica in self._pool]
+        return min(lengths, default=self._card.context_length)
+
+    def _capacity(self) -> int:
+        """Tokens that the roomiest prefill and the roomiest decode worker can both hold."""
+        room: dict[str, int] = {}
+        for replica in self._pool:
+            room[replica.role] = max(room.get(replica.role, 0), replica.capacity_tokens)
+        return min(room.values(), default=self._context_length())
+
+
+def _param(prompt: Prompt) -> str:
+    """The field that clients know it by."""
+    chat = not isinstance(prompt, str) and any(isinstance(item, Mapping) for item in prompt[:1])
+    return "messages" if chat else "prompt"
+
+
+@dataclass(slots=True)
+class _Outcome:
+    complete: bool = False  # the last delta was given out
+
+
+class _Text:
+    """One request's text: what tokens say, up to a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, request: Request) -> None:
+        params = request.params
+        self._stream = TextStream(
+            tokenizer, request.token_ids, params.stop, min_tokens=params.min_tokens
+        )
+        self._silent = set(params.stop_token_ids)
+        if not params.ignore_eos:
+            self._silent.update(tokenizer.eos_token_ids)
+        self._prompt_tokens = len(request.token_ids)
+        self._emitted = 0
+
+    async def deltas(self, emissions: AsyncGenerator[Emission]) -> AsyncGenerator[Delta]:
+        """The last one has finish_reason and usage. Closes `emissions` when it ends."""
+        async with aclosing(emissions):
+            async for emission in emissions:
+                text = self._push(emission)
+                self._emitted += len(emission.tokens)
+                finish = emission.finish_reason
+                if self._stream.stopped is not None:
+                    finish = FinishReason.STOP
+                if finish is None:
+                    yield Delta(text, emission.tokens)
+                    continue
+                text += self._stream.finish()
+                usage = Usage(self._prompt_tokens, self._emitted, emission.cached_tokens)
+                yield Delta(text, emission.tokens, finish, usage)
+                return
+
+    def _push(self, emission: Emission) -> str:
+        """The end-of-sequence or stop token that ends the request has no text of its own."""
+        ids = [token.id for token in emission.tokens]
+        if emission.finish_reason is FinishReason.STOP and ids and ids[-1] in self._silent:
+            ids.pop()
+        return "".join(self._stream.push(token) for token in ids)

@@ -1,0 +1,35 @@
+"""What placement asks of an index: who caches how much of this prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from workers.core.events import KVEvent
+from workers.core.hashing import BlockId
+
+
+class PrefixMirror(Protocol):
+    """Which replica caches which block, as the replicas say. They are known by their id."""
+
+    def apply(self, replica: str, events: Sequence[KVEvent]) -> None:
+        """What the replica says it stored and dropped, in order."""
+
+    def clear(self, replica: str) -> None:
+        """The replica holds nothing any more."""
+
+    def match(self, blocks: Sequence[BlockId]) -> dict[str, int]:
+        """Leading blocks that each replica holds; replicas that hold none are left out."""
+
+    def count(self, replica: str) -> int:
+        """Blocks known of one replica."""
+
+    def __len__(self) -> int:
+        """Different blocks known."""
+
+
+class PrefixIndex(PrefixMirror, Protocol):
+    """A mirror that also counts on what was just sent to a replica."""
+
+    def expect(self, replica: str, blocks: Sequence[BlockId]) -> None:
+        """The replica is about to store these: match() finds them from now on, for a while."""

@@ -1,0 +1,145 @@
+"""What the router measures, for Prometheus. One object and one registry; nothing global."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from router.replica import Replica
+from workers.core.errors import HTTP_STATUS, KvasirError
+from workers.wire import worker_pb2 as worker
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+_SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class RouterMetrics:
+    """A PoolListener too: it shows the KV pages of each replica as last reported."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.total = 0
+        self.failed = 0
+        self._requests = Counter(
+            "kvasir_requests", "requests by how they ended", ["outcome"], registry=registry
+        )
+        self._in_flight = Gauge("kvasir_requests_in_flight", "requests now", registry=registry)
+        self._ttft = Histogram(
+            "kvasir_ttft_seconds", "to the first token", registry=registry, buckets=_SLOW
+        )
+        self._itl = Histogram(
+            "kvasir_itl_seconds", "between tokens", registry=registry, buckets=_FAST
+        )
+        self._e2e = Histogram(
+            "kvasir_e2e_seconds", "whole requests that ended well", registry=registry, buckets=_SLOW
+        )
+        self._queue = Histogram(
+            "kvasir_queue_seconds", "waiting for prefill", registry=registry, buckets=_SLOW
+        )
+        self._prefill = Histogram(
+            "kvasir_prefill_seconds", "computing prefill", registry=registry, buckets=_SLOW
+        )
+        self._admit = Histogram(
+            "kvasir_admit_wait_seconds",
+            "waiting for decode pages",
+            registry=registry,
+            buckets=_FAST,
+        )
+        self._transfer = Histogram(
+            "kvasir_transfer_seconds", "fetching KV", registry=registry, buckets=_FAST
+        )
+        self._transfer_bytes = Counter(
+            "kvasir_transfer_bytes", "KV bytes fetched", ["transport"], registry=registry
+        )
+        self._retries = Counter(
+            "kvasir_retries", "phases that were tried again", ["phase"], registry=registry
+        )
+        self._prompt = Counter(
+            "kvasir_prompt_tokens", "prompt tokens, cached ones too", registry=registry
+        )
+        self._hit = Counter(
+            "kvasir_prefix_hit_tokens", "prompt tokens found in a prefix cache", registry=registry
+        )
+        self._predicted = Counter(
+            "kvasir_prefix_predicted_tokens", "hits that placement expected", registry=registry
+        )
+        self._output = Counter("kvasir_output_tokens", "tokens generated", registry=registry)
+        labels = ["replica", "role"]
+        self._used = Gauge("kvasir_kv_pages_used", "KV pages in use", labels, registry=registry)
+        self._cached = Gauge(
+            "kvasir_kv_pages_cached", "free KV pages with a prefix", labels, registry=registry
+        )
+        self._pages = Gauge("kvasir_kv_pages", "KV pages there are", labels, registry=registry)
+        self._up = Gauge("kvasir_replica_up", "1 = takes work", labels, registry=registry)
+
+    def render(self) -> bytes:
+        """The exposition format, of CONTENT_TYPE."""
+        return generate_latest(self.registry)
+
+    # of one request
+
+    def started(self) -> None:
+        self._in_flight.inc()
+
+    def ended(self, outcome: str, seconds: float, *, failed: bool) -> None:
+        """`failed`: by our fault, not the client's."""
+        self._in_flight.dec()
+        self._count(outcome, failed)
+        if outcome == "ok":
+            self._e2e.observe(seconds)
+
+    def refused(self, error: KvasirError) -> None:
+        """At the door: it never was a request that could be started."""
+        self._count(error.code.lower(), HTTP_STATUS[error.code] >= 500)
+
+    def _count(self, outcome: str, failed: bool) -> None:
+        self.total += 1
+        self.failed += failed
+        self._requests.labels(outcome).inc()
+
+    def first_token(self, seconds: float) -> None:
+        self._ttft.observe(seconds)
+
+    def next_tokens(self, count: int, seconds: float) -> None:
+        """`count` tokens came together, `seconds` after the ones before."""
+        for _ in range(count):
+            self._itl.observe(seconds / count)
+
+    def generated(self, count: int) -> None:
+        self._output.inc(count)
+
+    def opened(self, prompt_tokens: int, predicted: int, cached: int) -> None:
+        self._prompt.inc(prompt_tokens)
+        self._predicted.inc(predicted)
+        self._hit.inc(cached)
+
+    def prefilled(self, queue_s: float, prefill_s: float) -> None:
+        self._queue.observe(queue_s)
+        self._prefill.observe(prefill_s)
+
+    def admitted(self, admitted: worker.Admitted) -> None:
+        self._admit.observe(admitted.admit_wait_s)
+        self._transfer.observe(admitted.transfer_s)
+        self._transfer_bytes.labels(admitted.transport or "none").inc(admitted.fetched_bytes)
+
+    def retried(self, phase: str) -> None:
+        self._retries.labels(phase).inc()
+
+    # of the pool
+
+    def reported(self, replica: Replica, load: worker.LoadReport) -> None:
+        self._used.labels(replica.id, replica.role).set(load.blocks_used)
+        self._cached.labels(replica.id, replica.role).set(load.blocks_cached)
+        self._pages.labels(replica.id, replica.role).set(load.blocks_total)
+        self._up.labels(replica.id, replica.role).set(replica.up)
+
+    def lost(self, replica: Replica) -> None:
+        self._up.labels(replica.id, replica.role).set(0)
+
+    def forgotten(self, replica: Replica) -> None:
+        for gauge in (self._used, self._cached, self._pages, self._up):
+            for role in ("prefill", "decode"):
+                with suppress(KeyError):  # it never said anything in this role
+                    gauge.remove(replica.id, role)

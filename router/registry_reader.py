@@ -1,0 +1,85 @@
+"""Who is registered: the replica records in Redis, read once a second."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import redis.asyncio
+from pydantic import ValidationError
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from workers.core.errors import ConfigError
+from workers.wire.redis_keys import ReplicaRecord, replica_key, without_password
+
+log = logging.getLogger(__name__)
+
+READ_EVERY_S = 1.0
+SOCKET_TIMEOUT_S = 2.0
+
+
+def connect_redis(url: str) -> redis.asyncio.Redis:
+    """A client that fails fast and never retries by itself: its callers' loops do that."""
+    return redis.asyncio.Redis.from_url(
+        url,
+        socket_timeout=SOCKET_TIMEOUT_S,
+        socket_connect_timeout=1.0,
+        retry=Retry(NoBackoff(), 0),
+        protocol=2,  # one shape of replies, whatever the server's age
+    )
+
+
+class RegistryReader:
+    """Reads until cancelled. `on_records` gets all records; `on_lost` hears that Redis is away."""
+
+    def __init__(self, client: redis.asyncio.Redis, url: str, cluster: str) -> None:
+        self._client = client
+        self._url = without_password(url)
+        self._cluster = cluster
+
+    async def read(self) -> list[ReplicaRecord]:
+        """All replicas whose lease runs. Raises RedisError or OSError."""
+        pattern = replica_key(self._cluster, "*")
+        keys = [key async for key in self._client.scan_iter(match=pattern, count=1000)]
+        values: list[Any] = await self._client.mget(keys) if keys else []
+        return [record for value in values if (record := _parse(value)) is not None]
+
+    async def read_first(self) -> list[ReplicaRecord]:
+        """As read(), at start. Raises ConfigError that names the URL."""
+        try:
+            return await self.read()
+        except (RedisError, OSError) as error:
+            raise ConfigError(f"Redis at {self._url} cannot be reached: {error}") from None
+
+    async def run(
+        self, on_records: Callable[[Sequence[ReplicaRecord]], None], on_lost: Callable[[], None]
+    ) -> None:
+        up = True
+        while True:
+            try:
+                records = await self.read()
+            except (RedisError, OSError) as error:
+                if up:
+                    log.warning("Redis is away, routing goes on without it: %s", error)
+                up = False
+                on_lost()
+            else:
+                if not up:
+                    log.warning("Redis is back")
+                up = True
+                on_records(records)
+            await asyncio.sleep(READ_EVERY_S)
+
+
+def _parse(value: bytes | None) -> ReplicaRecord | None:
+    if value is None:  # its lease ran out between SCAN and MGET
+        return None
+    try:
+        return ReplicaRecord.model_validate_json(value)
+    except ValidationError as error:
+        log.warning("a replica record in Redis cannot be read: %s", error)
+        return None

@@ -1,0 +1,219 @@
+"""The gRPC doors: Inference for clients, Admin for operators. Messages in and out, nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any, NoReturn
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from router.admission import Admission
+from router.api import Call, Delta, Generator, Prompt
+from router.config import Address
+from router.index.prefix import PrefixMirror
+from router.metrics import RouterMetrics
+from router.pool import Pool
+from router.replica import Replica
+from workers.core.errors import ConfigError, InvalidRequest, KvasirError
+from workers.wire import admin_pb2 as admin
+from workers.wire import admin_pb2_grpc as admin_grpc
+from workers.wire import inference_pb2 as inference
+from workers.wire import inference_pb2_grpc as inference_grpc
+from workers.wire import worker_pb2 as worker
+from workers.wire.codec import finish_to_wire, params_from_wire, token_to_wire
+
+log = logging.getLogger(__name__)
+
+SERVICES = ("kvasir.v1.Inference", "kvasir.v1.Admin")
+
+
+class InferenceService(inference_grpc.InferenceServicer):
+    """kvasir.v1.Inference over any Generator. `refused` hears of requests that never got to it."""
+
+    def __init__(self, generator: Generator, refused: Callable[[KvasirError], None]) -> None:
+        self._generator = generator
+        self._refused = refused
+
+    async def Generate(
+        self, request: inference.GenerateRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[inference.GenerateResponse]:
+        request_id = request.request_id or new_request_id()
+        try:
+            call = Call(
+                model=request.model,
+                prompt=self._prompt(request),
+                params=params_from_wire(request.sampling),
+                request_id=request_id,
+                cache_salt=request.cache_salt,
+            )
+            async with aclosing(self._generator.generate(call)) as deltas:
+                async for delta in deltas:
+                    yield _response(request_id, delta)
+        except KvasirError as error:
+            await _abort(context, error)
+        except Exception:
+            log.exception("%s: unexpected", request_id)
+            await context.abort(grpc.StatusCode.INTERNAL, f"internal error (request {request_id})")
+
+    def _prompt(self, request: inference.GenerateRequest) -> Prompt:
+        kind = request.WhichOneof("prompt")
+        if kind == "text":
+            return request.text
+        if kind == "token_ids":
+            return list(request.token_ids.ids)
+        if kind == "chat":
+            return [{"role": m.role, "content": m.content} for m in request.chat.messages]
+        error = InvalidRequest("one of text, token_ids and chat must be set", param="prompt")
+        self._refused(error)
+        raise error
+
+    async def ListModels(
+        self, request: inference.ListModelsRequest, context: grpc.aio.ServicerContext
+    ) -> inference.ListModelsResponse:
+        models = [
+            inference.Model(id=card.id, context_length=card.context_length)
+            for card in self._generator.models()
+        ]
+        return inference.ListModelsResponse(models=models)
+
+
+class AdminService(admin_grpc.AdminServicer):
+    """kvasir.v1.Admin: what the router knows, and what its workers say when asked."""
+
+    def __init__(
+        self,
+        model: str,
+        pool: Pool,
+        index: PrefixMirror,
+        admission: Admission,
+        metrics: RouterMetrics,
+    ) -> None:
+        self._model = model
+        self._pool = pool
+        self._index = index
+        self._admission = admission
+        self._metrics = metrics
+
+    async def Status(
+        self, request: admin.StatusRequest, context: grpc.aio.ServicerContext
+    ) -> admin.StatusResponse:
+        return admin.StatusResponse(
+            model=self._model,
+            replicas=[self._status(replica) for replica in self._pool],
+            requests_in_flight=self._admission.in_flight,
+            requests_total=self._metrics.total,
+            requests_failed=self._metrics.failed,
+            redis_up=self._pool.redis_up,
+            index_blocks=len(self._index),
+        )
+
+    async def Tickets(
+        self, request: worker.TicketsRequest, context: grpc.aio.ServicerContext
+    ) -> worker.TicketsResponse:
+        """Of all workers that answer; those that do not have no ticket anybody could redeem."""
+        async with asyncio.TaskGroup() as tasks:
+            asked = [tasks.create_task(_tickets(r)) for r in self._pool if r.alive]
+        tickets = [ticket for task in asked for ticket in task.result()]
+        return worker.TicketsResponse(tickets=tickets)
+
+    def _status(self, replica: Replica) -> admin.ReplicaStatus:
+        load = worker.LoadReport()
+        load.CopyFrom(replica.load)
+        load.replica.id = replica.id
+        load.replica.incarnation = replica.incarnation
+        load.replica.address = replica.record.address
+        load.state = load.state or replica.state.value
+        if not load.role:
+            load.role = replica.role_on_wire
+        return admin.ReplicaStatus(
+            pool=replica.record.pool,
+            load=load,
+            up=replica.alive,
+            indexed_blocks=self._index.count(replica.id),
+        )
+
+
+class GrpcServer:
+    """Both services, health and reflection on one port. Health is what set_ready() said last."""
+
+    def __init__(self, address: Address, max_bytes: int) -> None:
+        """Binds the port; must be made in a running loop. Raises ConfigError when it is taken."""
+        options = [
+            ("grpc.so_reuseport", 0),  # a port that is taken must be an error
+            ("grpc.max_receive_message_length", max_bytes),
+            ("grpc.max_send_message_length", -1),
+        ]
+        self._server = grpc.aio.server(options=options)
+        self._health = health.aio.HealthServicer()
+        try:
+            self.port = self._server.add_insecure_port(str(address))
+        except RuntimeError as error:
+            raise port_taken("grpc", address, error) from None
+
+    async def start(self, inference_service: InferenceService, admin_service: AdminService) -> None:
+        inference_grpc.add_InferenceServicer_to_server(inference_service, self._server)
+        admin_grpc.add_AdminServicer_to_server(admin_service, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
+        await self._server.start()
+
+    async def set_ready(self, ready: bool) -> None:
+        status = health_pb2.HealthCheckResponse.ServingStatus
+        value = status.SERVING if ready else status.NOT_SERVING
+        for service in ("", *SERVICES):
+            await self._health.set(service, value)
+
+    async def stop(self, grace_s: float) -> None:
+        """Takes nothing new; what still runs after `grace_s` is cancelled."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_s)
+
+
+def port_taken(key: str, address: Address, error: Exception) -> ConfigError:
+    reason = error.strerror if isinstance(error, OSError) else "is it already taken?"
+    return ConfigError(f"{key}: cannot listen on {address.host}, port {address.port}: {reason}")
+
+
+def new_request_id() -> str:
+    return f"req-{secrets.token_hex(12)}"
+
+
+def _response(request_id: str, delta: Delta) -> inference.GenerateResponse:
+    usage = None
+    if delta.usage is not None:
+        usage = inference.Usage(
+            prompt_tokens=delta.usage.prompt_tokens,
+            completion_tokens=delta.usage.completion_tokens,
+            cached_tokens=delta.usage.cached_tokens,
+        )
+    return inference.GenerateResponse(
+        request_id=request_id,
+        text=delta.text,
+        tokens=[token_to_wire(token) for token in delta.tokens],
+        finish_reason=finish_to_wire(delta.finish_reason),
+        usage=usage,
+    )
+
+
+async def _abort(context: grpc.aio.ServicerContext, error: KvasirError) -> NoReturn:
+    trailers: tuple[tuple[str, str], ...] = ()
+    if error.retry_after_s is not None:
+        trailers = (("retry-after", f"{error.retry_after_s:.3f}"),)
+    await context.abort(grpc.StatusCode[error.code.value], error.message, trailers)
+    raise AssertionError("abort() raises")
+
+
+async def _tickets(replica: Replica) -> list[Any]:
+    try:
+        return list(await replica.client.tickets())
+    except KvasirError as error:
+        log.info("tickets of %s: %s", replica.id, error.message)
+        return []

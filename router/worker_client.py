@@ -1,0 +1,191 @@
+"""Calls to one worker, with gRPC's errors turned into ours.
+
+WorkerFailed and WorkerFull mean that another attempt, here or elsewhere, may do; everything else
+keeps the meaning that the worker gave it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+import grpc
+
+from workers.core.errors import (
+    InvalidRequest,
+    KvasirError,
+    Overloaded,
+    TicketError,
+    Unavailable,
+)
+from workers.core.hashing import BlockId
+from workers.core.request import Request
+from workers.wire import common_pb2 as common
+from workers.wire import worker_pb2 as worker
+from workers.wire import worker_pb2_grpc as worker_grpc
+from workers.wire.codec import request_to_wire
+from workers.wire.redis_keys import unpack_ids
+
+E = TypeVar("E")
+
+CONTROL_TIMEOUT_S = 2.0  # of calls that only change a state
+SNAPSHOT_TIMEOUT_S = 10.0
+
+CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_http_proxy", 0),
+    # each replica has its own connection and meets a restarted worker within a second
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # silence is found by the Watch stream; this ends sockets whose peer vanished without a word
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+)
+
+
+class WorkerFailed(Unavailable):
+    """The worker is gone, broke off, or will not take it now."""
+
+
+class WorkerFull(Overloaded):
+    """The worker has no room for it now; another one may have."""
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError, where: str) -> KvasirError:
+    """The error that the worker meant. Codes that say nothing about the request mean: try again."""
+    message = error.details() or error.code().name
+    if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+        return InvalidRequest(message)
+    if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+        return TicketError(message)
+    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return WorkerFull(f"{where}: {message}")
+    return WorkerFailed(f"{where}: {error.code().name}: {message}")
+
+
+class WorkerStream(Generic[E]):
+    """One running stream. `async for` reads it; abort() and cancel() end it from outside."""
+
+    def __init__(self, call: Any, where: str) -> None:
+        self._call = call
+        self._where = where
+        self._aborted = "the call was cancelled"
+        self.ended = False  # by the worker: nothing is left to cancel there
+
+    def abort(self, reason: str) -> None:
+        """Make the reader see WorkerFailed at once."""
+        self._aborted = reason
+        self._call.cancel()
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+    async def read(self, silence_s: float | None = None) -> E | None:
+        """The next message; None = the worker ended the stream well. Raises KvasirError."""
+        try:
+            async with asyncio.timeout(silence_s):
+                message = await self._call.read()
+        except TimeoutError:
+            raise WorkerFailed(f"{self._where}: silent for {silence_s:g} s") from None
+        except grpc.aio.AioRpcError as error:
+            self.ended = True
+            raise from_rpc_error(error, self._where) from None
+        except asyncio.CancelledError:
+            if _task_is_cancelled():
+                raise
+            raise WorkerFailed(f"{self._where}: {self._aborted}") from None
+        if message is grpc.aio.EOF:
+            self.ended = True
+            return None
+        result: E = message
+        return result
+
+    def __aiter__(self) -> WorkerStream[E]:
+        return self
+
+    async def __anext__(self) -> E:
+        message = await self.read()
+        if message is None:
+            raise StopAsyncIteration
+        return message
+
+
+class WorkerClient:
+    """One channel to one worker. Unary calls take seconds at most and raise KvasirError."""
+
+    def __init__(self, replica: str, address: str) -> None:
+        self._where = f"worker {replica} at {address}"
+        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._stub: Any = worker_grpc.WorkerStub(self._channel)
+
+    def prefill(self, request: Request) -> WorkerStream[worker.PrefillEvent]:
+        message = worker.PrefillRequest(sequence=request_to_wire(request))
+        return self._stream(self._stub.Prefill, message)
+
+    def decode(
+        self, request: Request, ticket: common.Ticket, epoch: int
+    ) -> WorkerStream[worker.DecodeEvent]:
+        message = worker.DecodeRequest(
+            sequence=request_to_wire(request), ticket=ticket, epoch=epoch
+        )
+        return self._stream(self._stub.Decode, message)
+
+    def watch(self, interval_s: float) -> WorkerStream[worker.LoadReport]:
+        return self._stream(self._stub.Watch, worker.WatchRequest(interval_s=interval_s))
+
+    async def renew(self, ticket_ids: Sequence[str]) -> set[str]:
+        """Renews leases; returns the ids that the worker no longer knows."""
+        reply = await self._unary(self._stub.Renew, worker.RenewRequest(ticket_ids=ticket_ids))
+        return set(reply.unknown)
+
+    async def release(self, ticket_id: str, epoch: int) -> None:
+        await self._unary(
+            self._stub.Release, worker.ReleaseRequest(ticket_id=ticket_id, epoch=epoch)
+        )
+
+    async def cancel(self, request_id: str, attempt: int) -> None:
+        await self._unary(
+            self._stub.Cancel, worker.CancelRequest(request_id=request_id, attempt=attempt)
+        )
+
+    async def tickets(self) -> Sequence[worker.TicketInfo]:
+        reply = await self._unary(self._stub.Tickets, worker.TicketsRequest())
+        return list(reply.tickets)
+
+    async def snapshot(self) -> tuple[str, int, tuple[BlockId, ...]]:
+        """Incarnation, the event it stands after, and every block cached."""
+        reply = await self._unary(
+            self._stub.Snapshot, worker.SnapshotRequest(), timeout_s=SNAPSHOT_TIMEOUT_S
+        )
+        return reply.incarnation, reply.event_seq, unpack_ids(reply.block_ids)
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    def _stream(self, method: Any, message: Any) -> WorkerStream[Any]:
+        try:
+            return WorkerStream(method(message), self._where)
+        except grpc.aio.UsageError as error:
+            raise WorkerFailed(f"{self._where}: {error}") from None
+
+    async def _unary(self, method: Any, message: Any, timeout_s: float = CONTROL_TIMEOUT_S) -> Any:
+        try:
+            return await method(message, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error, self._where) from None
+        except asyncio.CancelledError:
+            if _task_is_cancelled():
+                raise
+            raise WorkerFailed(f"{self._where}: the connection was closed") from None
+        except grpc.aio.UsageError as error:
+            raise WorkerFailed(f"{self._where}: {error}") from None
+
+
+def _task_is_cancelled() -> bool:
+    """grpc raises CancelledError for a call that was cancelled as for a task that was."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

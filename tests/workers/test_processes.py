@@ -1,0 +1,188 @@
+"""Prefill and decode as separate processes against transformers, and through real deaths."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.checkpoints import Example, Oracle, make_checkpoint
+from tests.handoff import both, decode, prefill
+from tests.workers.processes import workers
+from workers.core.request import Request, SamplingParams
+from workers.wire import worker_pb2 as worker
+
+NEW_TOKENS = 10
+LENGTHS = (1, 2, 15, 16, 17, 33, 257, 1000, 3000)
+ENGINE = {"dtype": "float32", "kv_tokens": 8192, "step_tokens": 256, "threads": 1}
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": (
+        "llama",
+        {
+            "head_dim": 24,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 10_000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 512,
+            },
+        },
+    ),
+    "qwen2": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {"num_key_value_heads": 1}),
+}
+
+
+def request(name: str, prompt: tuple[int, ...], max_tokens: int = NEW_TOKENS) -> Request:
+    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+    return Request(name, prompt, len(prompt), params)
+
+
+def checkpoint(folder: Path, shape: str) -> Path:
+    family, fields = SHAPES[shape]
+    return make_checkpoint(folder, family, max_position_embeddings=4096, **fields)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_tokens_equal_transformers(shape: str, tmp_path: Path) -> None:
+    """Alone and cold, again with prefix hits, all at once, and with preemption forced."""
+    model = checkpoint(tmp_path / "model", shape)
+    oracle = Oracle(model)
+    examples = [oracle.example(length, NEW_TOKENS) for length in LENGTHS]
+    shared = examples[-2].prompt[:500]
+    kin = [oracle.example(600, NEW_TOKENS, seed=i, prefix=shared) for i in range(3)]
+    tight = ENGINE | {"kv_tokens": 336}
+    async with workers(
+        tmp_path,
+        model,
+        p={"role": "prefill", "engine": ENGINE},
+        d={"role": "decode", "engine": ENGINE},
+        tight={"role": "decode", "engine": tight},
+    ) as up:
+        p, d = up["p"], up["d"]
+
+        async def check(name: str, example: Example, where: Any) -> worker.Admitted:
+            what = request(name, example.prompt, len(example.output))
+            admitted, tokens = await both(p.stub.Prefill, where.stub.Decode, what)
+            assert tokens == list(example.output), f"{shape}, prompt of {len(example.prompt)}"
+            return admitted
+
+        for i, example in enumerate(examples):
+            admitted = await check(f"cold-{i}", example, d)
+            assert admitted.transport == "gloo"
+        for i, example in enumerate(examples):
+            admitted = await check(f"warm-{i}", example, d)
+            assert admitted.cached_tokens == (len(example.prompt)) // 16 * 16
+        await asyncio.gather(*(check(f"mixed-{i}", e, d) for i, e in enumerate(examples + kin)))
+
+        many = [oracle.example(60, 70, seed=100 + i) for i in range(6)]
+        await asyncio.gather(*(check(f"tight-{i}", e, up["tight"]) for i, e in enumerate(many)))
+        assert (await up["tight"].idle()).preemptions > 0
+        assert (await p.idle()).prefix_hit_tokens > 3000
+        await d.idle()
+
+
+@pytest.fixture(scope="module")
+def slow_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Example]:
+    """A prompt of many small transfers: 3,000 tokens in 188 chunks of one block."""
+    model = checkpoint(tmp_path_factory.mktemp("model"), "llama")
+    return model, Oracle(model).example(3000, NEW_TOKENS)
+
+
+ONE_BLOCK = {"staging_bytes": 1, "checksums": True}
+
+
+def slow_roles() -> dict[str, dict[str, Any]]:
+    common = {"engine": ENGINE, "transport": ONE_BLOCK, "ticket_ttl_s": 6.0}
+    return {
+        "p": {"role": "prefill"} | common,
+        "a": {"role": "decode"} | common,
+        "b": {"role": "decode"} | common,
+    }
+
+
+async def until_fetching(p: Any, ticket_id: str) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            tickets = (await p.stub.Tickets(worker.TicketsRequest())).tickets
+            if any(t.id == ticket_id and t.state == "fetching" for t in tickets):
+                return
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_decode_dies_in_mid_transfer_and_the_ticket_is_bound_again(
+    number: signal.Signals, slow_model: tuple[Path, Example], tmp_path: Path
+) -> None:
+    model, example = slow_model
+    async with workers(tmp_path, model, **slow_roles()) as up:
+        p, a, b = up["p"], up["a"], up["b"]
+        what = request("r", example.prompt)
+        ticket, first = await prefill(p.stub.Prefill, what)
+        lost = asyncio.create_task(decode(a.stub.Decode, what, ticket, first.token.id, 1))
+        await until_fetching(p, ticket.id)
+        a.kill(number)
+        _, rest = await decode(b.stub.Decode, what, ticket, first.token.id, 2)
+        assert [first.token.id, *rest] == list(example.output)
+        if number is signal.SIGSTOP:
+            a.kill(signal.SIGCONT)  # it wakes up late, and can neither free nor speak twice
+        with pytest.raises(grpc.aio.AioRpcError):
+            await asyncio.wait_for(lost, 20)
+        await p.idle()
+        await b.idle()
+        if number is signal.SIGSTOP:
+            await a.idle()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_prefill_dies_in_mid_transfer_and_decode_frees_its_pages(
+    number: signal.Signals, slow_model: tuple[Path, Example], tmp_path: Path
+) -> None:
+    model, example = slow_model
+    async with workers(tmp_path, model, **slow_roles()) as up:
+        p, a = up["p"], up["a"]
+        what = request("r", example.prompt)
+        ticket, first = await prefill(p.stub.Prefill, what)
+        lost = asyncio.create_task(decode(a.stub.Decode, what, ticket, first.token.id, 1))
+        await until_fetching(p, ticket.id)
+        p.kill(number)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await asyncio.wait_for(lost, 10)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        await a.idle()
+        if number is signal.SIGSTOP:
+            p.kill(signal.SIGCONT)
+            _, rest = await decode(a.stub.Decode, what, ticket, first.token.id, 2)
+            assert [first.token.id, *rest] == list(example.output)
+            await p.idle()
+
+
+async def test_a_client_that_leaves_frees_both_sides_in_every_phase(
+    slow_model: tuple[Path, Example], tmp_path: Path
+) -> None:
+    model, example = slow_model
+    async with workers(tmp_path, model, **slow_roles()) as up:
+        p, a = up["p"], up["a"]
+        long = request("r", example.prompt, 900)
+        prefilling = asyncio.create_task(prefill(p.stub.Prefill, long))
+        await asyncio.sleep(0.05)
+        prefilling.cancel()
+        await p.idle()
+        for phase in ("transferring", "decoding"):
+            ticket, first = await prefill(p.stub.Prefill, long)
+            running = asyncio.create_task(decode(a.stub.Decode, long, ticket, first.token.id))
+            await until_fetching(p, ticket.id)
+            if phase == "decoding":
+                async with asyncio.timeout(20):
+                    while not (await a.report()).running or (await p.report()).tickets_open:
+                        await asyncio.sleep(0.01)
+            running.cancel()
+            await p.stub.Release(worker.ReleaseRequest(ticket_id=ticket.id, epoch=1))
+            await a.idle()
+            await p.idle()

@@ -1,0 +1,65 @@
+"""`python -m workers --role prefill --model DIR ...`: one worker process, started by hand or by a
+backend with `--config slice.json`. Flags win over the file. Exit code 2: config or checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from workers.config import WorkerConfig
+from workers.core.errors import CheckpointError, ConfigError
+from workers.launch import leave, run_worker
+
+FLAGS = ("role", "model", "replica", "pool", "host", "port", "metrics_port", "redis_url", "cluster")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m workers", description=__doc__)
+    parser.add_argument("--config", type=Path, help="WorkerConfig as JSON")
+    for name in FLAGS:
+        parser.add_argument(f"--{name.replace('_', '-')}")
+    return parser
+
+
+def read_config(args: argparse.Namespace) -> WorkerConfig:
+    """Raises ConfigError naming each key at fault."""
+    given = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
+    values: dict[str, Any] = {}
+    try:
+        if args.config is not None:
+            values = WorkerConfig.model_validate_json(args.config.read_text()).model_dump()
+        values |= given
+        if "role" in values:
+            values.setdefault("pool", values["role"])
+            values.setdefault("replica", f"{values['role']}-0")
+        return WorkerConfig.model_validate(values)
+    except OSError as error:
+        raise ConfigError(f"{args.config}: {error.strerror}") from error
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
+        )
+        raise ConfigError(f"worker config: {faults}") from error
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    try:
+        asyncio.run(run_worker(read_config(_parser().parse_args())))
+    except (ConfigError, CheckpointError) as error:
+        print(f"kvasir worker: {error.message}", file=sys.stderr)
+        return 2
+    except Exception:  # the edge of the process: whatever it was, others must not wait for us
+        logging.exception("the worker broke")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    leave(main())

@@ -1,0 +1,109 @@
+"""The pages: one tensor, block-major, so that a block is one run of bytes for every transport."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """Sizes of one block; `head_dim` and `kv_heads` are what this process holds."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    block_size: int
+    dtype: torch.dtype
+
+    @property
+    def token_bytes(self) -> int:
+        return self.layers * 2 * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+    @property
+    def block_bytes(self) -> int:
+        return self.token_bytes * self.block_size
+
+
+class KVCache:
+    """PageStore over [num_blocks, layers, 2 (key, value), block_size, kv_heads, head_dim].
+
+    Attention addresses it by rows of flat views, since index_select and index_copy_ on whole rows
+    are plain copies and can write into a kept buffer.
+    """
+
+    def __init__(self, shape: KVShape, num_blocks: int, device: torch.device) -> None:
+        self.shape = shape
+        self.num_blocks = num_blocks
+        self.block_bytes = shape.block_bytes
+        # Zeros, not empty: a last block travels whole, and must not carry what this process had
+        # in that memory before.
+        self.pages = torch.zeros(
+            (num_blocks, shape.layers, 2, shape.block_size, shape.kv_heads, shape.head_dim),
+            dtype=shape.dtype,
+            device=device,
+        )
+        width = shape.kv_heads * shape.head_dim
+        self._tokens = self.pages.view(-1, width)
+        self._pages_of_a_layer = self.pages.view(-1, shape.block_size * width)
+        self._blocks = self.pages.view(num_blocks, -1)
+
+    @property
+    def device(self) -> torch.device:
+        return self.pages.device
+
+    # What attention needs. A slot is block * block_size + offset.
+
+    def token_rows(self, slots: Tensor) -> Tensor:
+        """[T] rows that hold the keys of layer 0; `write` steps on from there."""
+        size = self.shape.block_size
+        blocks = torch.div(slots, size, rounding_mode="floor")
+        return blocks * (2 * self.shape.layers * size) + slots % size
+
+    def page_rows(self, blocks: Tensor) -> Tensor:
+        """Rows that hold the keys of layer 0 in these blocks; `read` steps on from there."""
+        return blocks * (2 * self.shape.layers)
+
+    def write(self, layer: int, token_rows: Tensor, key: Tensor, value: Tensor) -> None:
+        """key, value: [T, kv_heads, head_dim]."""
+        size = self.shape.block_size
+        for side, tensor in enumerate((key, value)):
+            rows = token_rows + (2 * layer + side) * size
+            self._tokens.index_copy_(0, rows, tensor.reshape(rows.numel(), -1))
+
+    def read(self, layer: int, page_rows: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Copy the pages at `page_rows` [n] into keys and values, each n pages long."""
+        for side, target in enumerate((keys, values)):
+            rows = page_rows + (2 * layer + side)
+            out = target.view(rows.numel(), -1)
+            torch.index_select(self._pages_of_a_layer, 0, rows, out=out)
+
+    # PageStore. Staging is uint8 on the device of the pages.
+
+    def new_staging(self, num_bytes: int) -> Tensor:
+        return torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
+
+    def gather(self, blocks: Sequence[int], staging: Tensor) -> None:
+        torch.index_select(self._blocks, 0, self._index(blocks), out=self._typed(blocks, staging))
+
+    def scatter(self, staging: Tensor, blocks: Sequence[int]) -> None:
+        self._blocks.index_copy_(0, self._index(blocks), self._typed(blocks, staging))
+
+    def to_bytes(self, staging: Tensor, num_bytes: int) -> bytes:
+        return staging[:num_bytes].cpu().numpy().tobytes()
+
+    def from_bytes(self, data: bytes) -> Tensor:
+        # A bytearray, since a tensor over read-only bytes is a warning and a trap.
+        return torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self.device)
+
+    def _index(self, blocks: Sequence[int]) -> Tensor:
+        return torch.tensor(blocks, dtype=torch.int64, device=self.device)
+
+    def _typed(self, blocks: Sequence[int], staging: Tensor) -> Tensor:
+        """The start of staging as [len(blocks), elements of a block]."""
+        used = len(blocks) * self.block_bytes
+        assert staging.numel() >= used, f"staging of {staging.numel()} bytes for {used}"
+        return staging[:used].view(self.shape.dtype).view(len(blocks), -1)

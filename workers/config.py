@@ -1,0 +1,64 @@
+"""Everything one worker process is told: who it is, what it serves, and how much it may hold."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+DType = Literal["auto", "bfloat16", "float32", "float16"]
+# Routers renew every 2 s: one renewal that fails must not cost the ticket.
+TicketTtl = Annotated[float, Field(ge=6.0, allow_inf_nan=False)]
+
+
+class EngineConfig(BaseModel):
+    """Sizes of one engine. `kv_tokens` None = a quarter of the memory left after loading, at most
+    what `max_seqs` full contexts need."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dtype: DType = "auto"
+    block_size: PositiveInt = 16
+    kv_tokens: PositiveInt | None = None
+    step_tokens: PositiveInt = 512
+    max_seqs: PositiveInt = 32
+    context_length: PositiveInt | None = Field(
+        default=None, description="shorter than the model's own, to save memory"
+    )
+    threads: PositiveInt | None = Field(
+        default=None,
+        description="torch threads; None = cores / workers of this machine",
+    )
+
+
+class TransportConfig(BaseModel):
+    """How KV blocks travel. `auto` = nccl where both ends have CUDA, else gloo."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    backend: Literal["auto", "gloo", "nccl", "inline"] = "auto"
+    staging_bytes: PositiveInt = 16 << 20
+    checksums: bool = False
+    chunk_timeout_s: PositiveFloat = 5.0
+    connect_timeout_s: PositiveFloat = 5.0
+    quarantine_s: PositiveFloat = 5.0
+    max_pairs: PositiveInt = 16
+
+
+class WorkerConfig(BaseModel):
+    """The slice of cluster.yaml that one worker process gets."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    replica: str
+    pool: str
+    role: Literal["prefill", "decode"]
+    model: str
+    cluster: str = "kvasir"
+    host: str = "127.0.0.1"
+    port: int = Field(default=0, ge=0, le=65535)
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    redis_url: str | None = None
+    engine: EngineConfig = EngineConfig()
+    transport: TransportConfig = TransportConfig()
+    ticket_ttl_s: TicketTtl = 10.0

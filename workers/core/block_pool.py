@@ -1,0 +1,132 @@
+"""The pool of KV blocks and the prefix cache over them.
+
+A block is in exactly one of three places:
+
+    free  --allocate-->  referenced  --release, no id-->  free
+                         referenced  --release, has id->  idle (still a prefix-cache hit)
+    idle  --acquire--->  referenced
+    idle  --allocate (evicted: id forgotten)--> referenced
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from workers.core.events import EventKind, EventLog
+from workers.core.eviction import LRU, EvictionPolicy
+from workers.core.hashing import BlockId
+
+
+class BlockPool:
+    """Ref-counted blocks 0..num_blocks-1 of `block_size` tokens, found again by their ids."""
+
+    def __init__(
+        self, num_blocks: int, block_size: int, policy: EvictionPolicy | None = None
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.events = EventLog()
+        self._refs = [0] * num_blocks
+        self._free = list(range(num_blocks - 1, -1, -1))
+        self._idle: EvictionPolicy = LRU() if policy is None else policy
+        self._block_of: dict[BlockId, int] = {}
+        self._id_of: dict[int, BlockId] = {}
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that allocate() can give, evicting if need be."""
+        return len(self._free) + len(self._idle)
+
+    @property
+    def num_referenced(self) -> int:
+        return self.num_blocks - self.num_available
+
+    @property
+    def num_idle(self) -> int:
+        return len(self._idle)
+
+    def cached_ids(self) -> list[BlockId]:
+        """Every id that can be hit now, in no order."""
+        return list(self._block_of)
+
+    def blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def match(self, ids: Sequence[BlockId]) -> list[int]:
+        """Blocks of the longest cached prefix of `ids`. References nothing: acquire() before the
+        next await."""
+        found = []
+        for block_id in ids:
+            block = self._block_of.get(block_id)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def fits(self, matched: Sequence[int], num_new: int) -> bool:
+        """Whether `matched` can be acquired and `num_new` more allocated after it."""
+        idle = sum(block in self._idle for block in matched)
+        return num_new <= self.num_available - idle
+
+    def acquire(self, blocks: Iterable[int]) -> None:
+        """Add one reference to each: a cached prefix that a sequence is going to read."""
+        for block in blocks:
+            if self._refs[block] == 0:
+                self._idle.wanted(block)
+            self._refs[block] += 1
+
+    def allocate(self, count: int) -> list[int]:
+        """`count` blocks of undefined content, referenced once. Needs count <= num_available."""
+        assert count <= self.num_available, f"{count} blocks wanted, {self.num_available} there"
+        blocks = []
+        for _ in range(count):
+            if self._free:
+                block = self._free.pop()
+            else:
+                block = self._idle.victim()
+                self._forget(block)
+            self._refs[block] = 1
+            blocks.append(block)
+        return blocks
+
+    def commit(self, block: int, block_id: BlockId) -> None:
+        """Make a complete, referenced block findable. Where its id is taken (two sequences computed
+        the same prefix at once) the first stays and this one is freed plainly when released."""
+        assert self._refs[block] > 0, f"block {block} is not referenced"
+        if block_id in self._block_of or block in self._id_of:
+            return
+        self._block_of[block_id] = block
+        self._id_of[block] = block_id
+        self.events.record(EventKind.STORED, block_id)
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """Drop one reference to each, the tail first."""
+        for block in reversed(blocks):
+            assert self._refs[block] > 0, f"block {block} released twice"
+            self._refs[block] -= 1
+            if self._refs[block] == 0:
+                if block in self._id_of:
+                    self._idle.idle(block)
+                else:
+                    self._free.append(block)
+
+    def _forget(self, block: int) -> None:
+        block_id = self._id_of.pop(block)
+        del self._block_of[block_id]
+        self.events.record(EventKind.REMOVED, block_id)
+
+    def check_integrity(self, owners: Iterable[Sequence[int]]) -> None:
+        """Raise AssertionError unless `owners` (the block lists of all who hold some) explain every
+        reference and each block is in exactly one place."""
+        expected = Counter(block for blocks in owners for block in blocks)
+        free = set(self._free)
+        assert len(free) == len(self._free), "a block is free twice"
+        for block in range(self.num_blocks):
+            refs = self._refs[block]
+            assert refs == expected[block], f"block {block}: {refs} refs, {expected[block]} owners"
+            places = (refs > 0) + (block in free) + (block in self._idle)
+            assert places == 1, f"block {block} is in {places} places"
+            assert block not in self._idle or block in self._id_of, f"block {block} idle, no id"
+            assert block not in free or block not in self._id_of, f"block {block} free with id"
+        assert {self._block_of[i]: i for i in self._block_of} == self._id_of, "tables differ"

@@ -1,0 +1,40 @@
+"""What a block pool says about its prefix cache: blocks stored and blocks removed, in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from workers.core.hashing import BlockId
+
+
+class EventKind(StrEnum):
+    STORED = "stored"
+    REMOVED = "removed"
+    CLEARED = "cleared"
+
+
+@dataclass(frozen=True, slots=True)
+class KVEvent:
+    """One or more blocks that changed alike. CLEARED carries none: everything before it is void."""
+
+    kind: EventKind
+    blocks: tuple[BlockId, ...] = ()
+
+
+class EventLog:
+    """Collects events until somebody takes them; neighbours of one kind are packed into one."""
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[EventKind, list[BlockId]]] = []
+
+    def record(self, kind: EventKind, block: BlockId) -> None:
+        if self._pending and self._pending[-1][0] is kind:
+            self._pending[-1][1].append(block)
+        else:
+            self._pending.append((kind, [block]))
+
+    def take(self) -> list[KVEvent]:
+        taken = [KVEvent(kind, tuple(blocks)) for kind, blocks in self._pending]
+        self._pending.clear()
+        return taken

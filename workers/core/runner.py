@@ -1,0 +1,57 @@
+"""The seam between scheduling and computing: who runs a batch and who owns the pages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from workers.core.batch import Batch, StepOutput
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What the rest needs to know of a model; `kv_abi` is the identity of its KV."""
+
+    vocab_size: int
+    context_length: int
+    eos_token_ids: tuple[int, ...]
+    kv_abi: str
+    kv_bytes_per_token: int
+
+
+class PageStore(Protocol):
+    """The pages behind block ids 0..num_blocks-1. Staging is contiguous bytes, block after block,
+    in whatever the store and its transports share: a torch uint8 tensor, or a simulated bytearray.
+    """
+
+    num_blocks: int
+    block_bytes: int
+
+    def new_staging(self, num_bytes: int) -> Any: ...
+
+    def gather(self, blocks: Sequence[int], staging: Any) -> None:
+        """Copy pages out, into the first len(blocks) * block_bytes bytes of staging."""
+
+    def scatter(self, staging: Any, blocks: Sequence[int]) -> None:
+        """Copy pages in. The caller owns `blocks` alone: nobody reads them before it returns."""
+
+    def to_bytes(self, staging: Any, num_bytes: int) -> bytes:
+        """The first bytes of staging, to be sent inside a message."""
+
+    def from_bytes(self, data: bytes) -> Any:
+        """Staging that holds `data`."""
+
+
+class Runner(Protocol):
+    """Runs batches on one replica. One execute at a time; pages are written before it returns."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    @property
+    def pages(self) -> PageStore: ...
+
+    async def execute(self, batch: Batch) -> StepOutput: ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,117 @@
+"""A runner without a model, for virtual time: any corruption of pages changes its tokens.
+
+Each KV slot holds hash(token, position). The next token is a hash over every slot the sequence
+reads, so a page that was reused, missed or mixed up shows as a wrong token: `sim_next_token` says
+which is right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+
+from workers.core.batch import Batch, Chunk, StepOutput
+from workers.core.request import SampledToken
+from workers.core.runner import ModelInfo
+
+SLOT_BYTES = 8
+
+
+def _slot(token: int, position: int) -> bytes:
+    return blake2b(f"{token},{position}".encode(), digest_size=SLOT_BYTES).digest()
+
+
+def _draw(slots: bytes, vocab_size: int) -> int:
+    return int.from_bytes(blake2b(slots, digest_size=8).digest(), "little") % vocab_size
+
+
+def sim_next_token(tokens: Sequence[int], vocab_size: int) -> int:
+    """The token that follows `tokens` when no page was ever corrupted."""
+    return _draw(b"".join(_slot(token, i) for i, token in enumerate(tokens)), vocab_size)
+
+
+class SimPages:
+    """Pages in one bytearray; staging is a bytearray too."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.block_bytes = block_size * SLOT_BYTES
+        self._data = bytearray(num_blocks * self.block_bytes)
+
+    def new_staging(self, num_bytes: int) -> bytearray:
+        return bytearray(num_bytes)
+
+    def gather(self, blocks: Sequence[int], staging: bytearray) -> None:
+        for i, block in enumerate(blocks):
+            staging[i * self.block_bytes : (i + 1) * self.block_bytes] = self._block(block)
+
+    def scatter(self, staging: bytearray, blocks: Sequence[int]) -> None:
+        for i, block in enumerate(blocks):
+            part = staging[i * self.block_bytes : (i + 1) * self.block_bytes]
+            self._data[block * self.block_bytes : (block + 1) * self.block_bytes] = part
+
+    def to_bytes(self, staging: bytearray, num_bytes: int) -> bytes:
+        return bytes(staging[:num_bytes])
+
+    def from_bytes(self, data: bytes) -> bytearray:
+        return bytearray(data)
+
+    def write(self, blocks: Sequence[int], position: int, slot: bytes) -> None:
+        at = self._offset(blocks, position)
+        self._data[at : at + SLOT_BYTES] = slot
+
+    def read(self, blocks: Sequence[int], num_tokens: int) -> bytes:
+        whole = b"".join(self._block(block) for block in blocks)
+        return whole[: num_tokens * SLOT_BYTES]
+
+    def _block(self, block: int) -> bytearray:
+        return self._data[block * self.block_bytes : (block + 1) * self.block_bytes]
+
+    def _offset(self, blocks: Sequence[int], position: int) -> int:
+        block = blocks[position // self.block_size]
+        return block * self.block_bytes + position % self.block_size * SLOT_BYTES
+
+
+class SimRunner:
+    """`step_seconds(batch)` is how long a step takes on the loop's clock."""
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int,
+        block_size: int = 4,
+        context_length: int = 512,
+        vocab_size: int = 1000,
+        kv_abi: str = "sim",
+        eos_token_ids: tuple[int, ...] = (),
+        step_seconds: Callable[[Batch], float] = lambda batch: 0.001 * batch.num_tokens,
+    ) -> None:
+        self.pages = SimPages(num_blocks, block_size)
+        self.info = ModelInfo(
+            vocab_size=vocab_size,
+            context_length=context_length,
+            eos_token_ids=eos_token_ids,
+            kv_abi=kv_abi,
+            kv_bytes_per_token=SLOT_BYTES,
+        )
+        self._step_seconds = step_seconds
+
+    async def execute(self, batch: Batch) -> StepOutput:
+        """Writes first, reads after the step's time has passed: a page given to somebody else in
+        between is seen."""
+        for chunk in batch.chunks:
+            for position in range(chunk.start, chunk.end):
+                token = chunk.sequence.tokens[position]
+                self.pages.write(chunk.sequence.blocks, position, _slot(token, position))
+        await asyncio.sleep(self._step_seconds(batch))
+        tokens = tuple(self._sample(chunk) for chunk in batch.chunks if chunk.sample)
+        return StepOutput(tokens)
+
+    def _sample(self, chunk: Chunk) -> SampledToken:
+        slots = self.pages.read(chunk.sequence.blocks, chunk.end)
+        return SampledToken(_draw(slots, self.info.vocab_size), position=chunk.end)
+
+    async def close(self) -> None:
+        return None

@@ -1,0 +1,271 @@
+"""The engine of one replica: schedule, run, update, and who is told about it.
+
+`LLM` calls step() itself; a worker process runs serve(), and its roles follow their sequences with
+updates(). Everything but the runner's forward happens on the event loop, so nothing here is locked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from workers.core.batch import Batch, SequenceUpdate
+from workers.core.block_pool import BlockPool
+from workers.core.clock import Clock, SystemClock
+from workers.core.errors import Cancelled, ContextTooLong, InvalidRequest, KvasirError
+from workers.core.hashing import BlockHasher, namespace
+from workers.core.request import FinishReason, Request, Sequence
+from workers.core.runner import Runner
+from workers.core.scheduler import Scheduler
+from workers.core.validation import check_params
+from workers.core.waits import happens
+from workers.text import TextStream, Tokenizer
+
+WARMUP_STEPS = 3  # of each kind; allocation and caches make them slow, the latency model skips them
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What the latency model learns from: one measured step."""
+
+    prefill_tokens: int
+    decode_seqs: int
+    context_tokens: int
+    seconds: float
+
+
+class Engine:
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        block_size: int,
+        step_tokens: int,
+        max_seqs: int,
+        tokenizer: Tokenizer | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.runner = runner
+        self.info = runner.info
+        self.block_size = block_size
+        self.pool = BlockPool(runner.pages.num_blocks, block_size)
+        self.scheduler = Scheduler(
+            self.pool, step_tokens=step_tokens, max_seqs=max_seqs, finish=self._finish_reason
+        )
+        self.clock = SystemClock() if clock is None else clock
+        self.steps: deque[StepRecord] = deque(maxlen=256)  # the newest of steps_recorded
+        self.steps_recorded = 0
+        self.step_began: float | None = None  # while one runs
+        self.max_tokens = min(self.info.context_length, self.pool.num_blocks * block_size)
+        self._tokenizer = tokenizer
+        self._text: dict[Sequence, TextStream] = {}
+        self._listeners: dict[Sequence, asyncio.Queue[SequenceUpdate | KvasirError]] = {}
+        self._reservations: deque[tuple[Sequence, asyncio.Future[None]]] = deque()
+        self._wake = asyncio.Event()
+        self._warmup = {True: WARMUP_STEPS, False: WARMUP_STEPS}
+
+    # -- sequences in --------------------------------------------------------------------------
+
+    def new_sequence(self, request: Request, *, hold: bool = False) -> Sequence:
+        """Check `request` against this engine. Raises InvalidRequest, ContextTooLong."""
+        check_params(request.params, self.info.vocab_size)
+        if not request.token_ids:
+            raise InvalidRequest("the prompt is empty", param="prompt")
+        if not request.params.greedy and request.params.seed is None:
+            raise InvalidRequest("a temperature above 0 needs a seed", param="seed")
+        if len(request.token_ids) >= self.max_tokens:
+            what = "context length" if self.max_tokens == self.info.context_length else "KV pool"
+            raise ContextTooLong(len(request.token_ids), self.max_tokens, what=what)
+        if not all(0 <= token < self.info.vocab_size for token in request.token_ids):
+            raise InvalidRequest(
+                f"token ids must lie in 0..{self.info.vocab_size - 1}", param="prompt"
+            )
+        space = namespace(self.info.kv_abi, cache_salt=request.cache_salt)
+        seq = Sequence(request, BlockHasher(space, self.block_size), hold=hold)
+        if request.params.stop:
+            self._text[seq] = self._replayed_text(seq)
+        return seq
+
+    def add(self, request: Request, *, hold: bool = False) -> Sequence:
+        """Queue a request that is computed here from its first token on."""
+        seq = self.new_sequence(request, hold=hold)
+        self.submit(seq)
+        return seq
+
+    def submit(self, seq: Sequence) -> None:
+        self.scheduler.add(seq)
+        self._wake.set()
+
+    async def reserve(self, seq: Sequence) -> None:
+        """Wait, first come first served, until `seq` has pages for all its tokens."""
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (seq, granted)
+        self._reservations.append(entry)
+        self._grant_reservations()
+        try:
+            await granted
+        except asyncio.CancelledError:
+            if entry in self._reservations:
+                self._reservations.remove(entry)
+            self.abort(seq)
+            raise
+
+    def start(self, seq: Sequence) -> None:
+        """The KV of a reserved sequence has arrived: decode it."""
+        self.scheduler.start(seq)
+        self._wake.set()
+
+    def abort(self, seq: Sequence) -> None:
+        """End `seq` in whatever state it is and free what it holds; idempotent. Who follows it gets
+        Cancelled."""
+        self.scheduler.abort(seq)
+        self._tell(seq, Cancelled(seq.id))
+        self._drop(seq)
+
+    def updates(self, seq: Sequence) -> AsyncIterator[SequenceUpdate]:
+        """What each step from now on does to `seq`, to its end or its KvasirError. Leaving early
+        does not abort it."""
+        queue: asyncio.Queue[SequenceUpdate | KvasirError] = asyncio.Queue()
+        self._listeners[seq] = queue  # now, not at the first await: no step is missed
+        return _drain(queue)
+
+    @property
+    def num_waiting_for_pages(self) -> int:
+        return len(self._reservations)
+
+    # -- steps -----------------------------------------------------------------------------------
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.scheduler.waiting or self.scheduler.running)
+
+    async def step(self) -> list[SequenceUpdate]:
+        """Schedule, run, update. Empty when nothing could run. A KvasirError of the runner ends the
+        sequences of its batch and is raised; that of one sequence ends it and stands in its
+        update."""
+        batch = self.scheduler.schedule()
+        if batch is None:
+            return []
+        began = self.step_began = self.clock.now()
+        for chunk in batch.chunks:
+            if chunk.sequence.admitted_at is None:
+                chunk.sequence.admitted_at = began
+        try:
+            output = await self.runner.execute(batch)
+        except KvasirError as error:
+            for seq in self.scheduler.fail(batch):
+                self._tell(seq, error)
+                self._drop(seq)
+            raise
+        finally:
+            self.step_began = None
+        self._record(batch, self.clock.now() - began)
+        updates = self.scheduler.update(batch, output)
+        for update in updates:
+            self._tell(update.sequence, update.error or update)
+            if update.finished:
+                self._drop(update.sequence)
+        self._grant_reservations()
+        return updates
+
+    async def serve(self) -> None:
+        """Step whenever there is work, until cancelled."""
+        while True:
+            if not self.has_work:
+                self._wake.clear()
+                await self._wake.wait()
+            try:
+                progressed = await self.step() or self.scheduler.running
+            except KvasirError:
+                continue  # told to the sequences it ended
+            if not progressed:
+                await self._blocked()
+
+    async def close(self) -> None:
+        await self.runner.close()
+
+    def check_integrity(self) -> None:
+        self.scheduler.check_integrity()
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    async def _blocked(self) -> None:
+        """Work waits, but for pages that a ticket or a fetch holds: look again when one is given
+        back (abort, release), and now and then all the same."""
+        self._wake.clear()
+        await happens(self._wake, within_s=0.1)
+
+    def _grant_reservations(self) -> None:
+        while self._reservations:
+            seq, granted = self._reservations[0]
+            if not granted.cancelled():
+                if not self.scheduler.reserve(seq):
+                    return
+                granted.set_result(None)
+            self._reservations.popleft()
+
+    def _drop(self, seq: Sequence) -> None:
+        self._text.pop(seq, None)
+        self._listeners.pop(seq, None)
+        self._grant_reservations()
+        self._wake.set()
+
+    def _tell(self, seq: Sequence, what: SequenceUpdate | KvasirError) -> None:
+        queue = self._listeners.get(seq)
+        if queue is not None:
+            queue.put_nowait(what)
+
+    def _record(self, batch: Batch, seconds: float) -> None:
+        decodes = sum(chunk.is_decode for chunk in batch.chunks)
+        prefill = batch.num_tokens - decodes
+        if self._warmup[prefill > 0] > 0:
+            self._warmup[prefill > 0] -= 1
+            return
+        self.steps.append(StepRecord(prefill, decodes, batch.context_tokens, seconds))
+        self.steps_recorded += 1
+
+    def _replayed_text(self, seq: Sequence) -> TextStream:
+        if self._tokenizer is None:
+            raise InvalidRequest("stop strings need a tokenizer", param="stop")
+        params = seq.request.params
+        stream = TextStream(
+            self._tokenizer,
+            seq.tokens[: seq.prompt_len],
+            stop=params.stop,
+            min_tokens=params.min_tokens,
+        )
+        for token in seq.tokens[seq.prompt_len :]:
+            stream.push(token)
+        return stream
+
+    def _finish_reason(self, seq: Sequence, token: int) -> FinishReason | None:
+        params = seq.params
+        stream = self._text.get(seq)
+        if stream is not None:
+            stream.push(token)
+        if seq.num_output >= params.min_tokens:
+            if not params.ignore_eos and token in self.info.eos_token_ids:
+                return FinishReason.STOP
+            if token in params.stop_token_ids:
+                return FinishReason.STOP
+            if stream is not None and stream.stopped is not None:
+                return FinishReason.STOP
+        if params.max_tokens is not None and seq.num_output >= params.max_tokens:
+            return FinishReason.LENGTH
+        if len(seq.tokens) >= self.max_tokens:
+            return FinishReason.LENGTH
+        return None
+
+
+async def _drain(
+    queue: asyncio.Queue[SequenceUpdate | KvasirError],
+) -> AsyncIterator[SequenceUpdate]:
+    while True:
+        update = await queue.get()
+        if isinstance(update, KvasirError):
+            raise update
+        yield update
+        if update.finished:
+            return

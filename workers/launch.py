@@ -1,0 +1,167 @@
+"""One worker process: load, listen, register, serve, drain, leave."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+from typing import NoReturn
+
+from workers.config import WorkerConfig
+from workers.core.errors import ConfigError
+from workers.engine import Engine
+from workers.models.resolve import resolve_model
+from workers.peer_client import GrpcPeers
+from workers.registry import Registry
+from workers.runner.load import load_runner
+from workers.runner.model_runner import ModelRunner
+from workers.server import start_server
+from workers.text import Tokenizer
+from workers.transfer.link import Transport
+from workers.transfer.threads import on_thread
+from workers.transfer.torch_dist import pick_transport
+from workers.wire import common_pb2 as common
+from workers.wire.redis_keys import ReplicaRecord
+from workers.worker import STEP_LIMIT_S, Worker
+
+log = logging.getLogger("kvasir.worker")
+ROLES = {"prefill": common.ROLE_PREFILL, "decode": common.ROLE_DECODE}
+STEP_GRACE_S = 3.0  # a forward cannot be stopped; a worker told to stop waits so long for it
+LEAVE_S = 2.0  # what a worker told to stop gives to those it still serves
+
+
+def leave(code: int) -> NoReturn:
+    """End the process now. Not sys.exit: a thread may still compute, or wait in Gloo for a peer
+    that does not answer, and C++ aborts when its statics are torn down under it."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+async def run_worker(config: WorkerConfig) -> None:
+    """Serve until SIGTERM or SIGINT. Raises ConfigError and CheckpointError before it listens, and
+    whatever broke the engine after. A step that does not end is left behind: see leave()."""
+    for port in (config.port, config.metrics_port):
+        _check_port(config.host, port)  # before minutes are spent on loading
+    transport = _transport(config)
+    runner = await on_thread(_load, config)
+    worker, peers = _compose(config, runner, transport)
+    try:
+        server, port = await start_server(worker, config.host, config.port)
+        stop_metrics = worker.meter.serve(config.host, config.metrics_port)
+    except OSError as error:
+        raise ConfigError(str(error)) from error
+    worker.me.address = f"{config.host}:{port}"
+    registry = Registry(config.redis_url, config.cluster, _record(config, worker), worker.events)
+    log.info("%s (%s) ready on %s", config.replica, config.role, worker.me.address)
+    stuck = False
+    try:
+        stuck = await _serve(worker, registry)
+    finally:
+        await registry.leave()
+        await server.stop(grace=0.5)
+        stop_metrics()
+        await peers.close()
+        await worker.close()
+    if stuck:
+        leave(1 if worker.hung.is_set() else 0)
+
+
+async def _serve(worker: Worker, registry: Registry) -> bool:
+    """Until a signal has been drained, or something breaks. True if a step would not end."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    running = [asyncio.create_task(worker.run()), asyncio.create_task(registry.run())]
+    ends = [asyncio.create_task(stop.wait()), asyncio.create_task(worker.hung.wait())]
+    await asyncio.wait([*running, *ends], return_when=asyncio.FIRST_COMPLETED)
+    if stop.is_set():
+        left = await worker.drain(LEAVE_S)
+        log.info("leaving with %d requests or tickets open", left)
+    elif worker.hung.is_set():
+        log.critical("a step has been running for %.0f s: giving up", STEP_LIMIT_S)
+    worker.leaving.set()
+    for task in (*running, *ends):
+        task.cancel()
+    done, stuck = await asyncio.wait(running, timeout=STEP_GRACE_S)
+    for task in done:
+        if not task.cancelled():
+            task.result()
+    return bool(stuck)
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(f"port {port} on {host}: {error.strerror}") from None
+
+
+def _transport(config: WorkerConfig) -> Transport | None:
+    return pick_transport(
+        config.transport.backend,
+        host=config.host,
+        connect_timeout_s=config.transport.connect_timeout_s,
+        chunk_timeout_s=config.transport.chunk_timeout_s,
+    )
+
+
+def _load(config: WorkerConfig) -> ModelRunner:
+    last = ""
+
+    def progress(what: str, share: float) -> None:
+        nonlocal last
+        line = f"{what} {share:.0%}"
+        if line != last:
+            log.info("%s", line)
+            last = line
+
+    return load_runner(config.model, config.engine, progress=progress)
+
+
+def _compose(
+    config: WorkerConfig, runner: ModelRunner, transport: Transport | None
+) -> tuple[Worker, GrpcPeers]:
+    engine = Engine(
+        runner,
+        block_size=config.engine.block_size,
+        step_tokens=config.engine.step_tokens,
+        max_seqs=config.engine.max_seqs,
+        tokenizer=Tokenizer.load(str(resolve_model(config.model))),
+    )
+    peers = GrpcPeers()
+    worker = Worker(
+        engine,
+        common.ReplicaRef(id=config.replica, incarnation=secrets.token_hex(8)),
+        ROLES[config.role],
+        peer_at=peers.at,
+        transport=transport,
+        config=config.transport,
+        ttl_s=config.ticket_ttl_s,
+        offload=on_thread,
+    )
+    return worker, peers
+
+
+def _record(config: WorkerConfig, worker: Worker) -> ReplicaRecord:
+    return ReplicaRecord(
+        id=worker.me.id,
+        incarnation=worker.me.incarnation,
+        address=worker.me.address,
+        pool=config.pool,
+        role=config.role,
+        model=config.model,
+        kv_abi=worker.engine.info.kv_abi,
+        block_size=config.engine.block_size,
+        context_length=worker.engine.info.context_length,
+        kv_tokens=worker.engine.pool.num_blocks * config.engine.block_size,
+    )

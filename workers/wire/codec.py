@@ -1,0 +1,104 @@
+"""Between core types and messages. Nothing else knows both."""
+
+from __future__ import annotations
+
+from workers.core.request import FinishReason, Request, SampledToken, SamplingParams
+from workers.wire import common_pb2 as common
+from workers.wire import worker_pb2 as worker
+
+_TO_WIRE = {
+    None: common.FINISH_REASON_UNSPECIFIED,
+    FinishReason.STOP: common.FINISH_REASON_STOP,
+    FinishReason.LENGTH: common.FINISH_REASON_LENGTH,
+}
+_FROM_WIRE = {value: key for key, value in _TO_WIRE.items()}
+
+
+def finish_to_wire(reason: FinishReason | None) -> common.FinishReason:
+    return _TO_WIRE[reason]
+
+
+def finish_from_wire(reason: common.FinishReason) -> FinishReason | None:
+    return _FROM_WIRE[reason]
+
+
+def params_to_wire(params: SamplingParams) -> common.SamplingParams:
+    return common.SamplingParams(
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        min_p=params.min_p,
+        repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        seed=params.seed,
+        stop=params.stop,
+        stop_token_ids=params.stop_token_ids,
+        ignore_eos=params.ignore_eos,
+        max_tokens=params.max_tokens,
+        min_tokens=params.min_tokens,
+        logprobs=params.logprobs,
+        logit_bias=params.logit_bias,
+    )
+
+
+def params_from_wire(message: common.SamplingParams) -> SamplingParams:
+    return SamplingParams(
+        temperature=message.temperature,
+        top_k=message.top_k,
+        top_p=message.top_p or 1.0,
+        min_p=message.min_p,
+        repetition_penalty=message.repetition_penalty or 1.0,
+        presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty,
+        seed=message.seed if message.HasField("seed") else None,
+        stop=tuple(message.stop),
+        stop_token_ids=tuple(message.stop_token_ids),
+        ignore_eos=message.ignore_eos,
+        max_tokens=message.max_tokens if message.HasField("max_tokens") else None,
+        min_tokens=message.min_tokens,
+        logprobs=message.logprobs if message.HasField("logprobs") else None,
+        logit_bias=dict(message.logit_bias),
+    )
+
+
+def token_to_wire(token: SampledToken) -> common.Token:
+    return common.Token(
+        id=token.id,
+        position=token.position,
+        logprob=token.logprob,
+        top_logprobs=[
+            common.TokenLogprob(token_id=id_, logprob=value) for id_, value in token.top_logprobs
+        ],
+    )
+
+
+def token_from_wire(message: common.Token) -> SampledToken:
+    return SampledToken(
+        id=message.id,
+        position=message.position,
+        logprob=message.logprob if message.HasField("logprob") else None,
+        top_logprobs=tuple((top.token_id, top.logprob) for top in message.top_logprobs),
+    )
+
+
+def request_to_wire(request: Request) -> worker.SequenceSpec:
+    return worker.SequenceSpec(
+        request_id=request.id,
+        attempt=request.attempt,
+        token_ids=request.token_ids,
+        prompt_len=request.prompt_len,
+        sampling=params_to_wire(request.params),
+        cache_salt=request.cache_salt,
+    )
+
+
+def request_from_wire(message: worker.SequenceSpec) -> Request:
+    return Request(
+        id=message.request_id,
+        token_ids=tuple(message.token_ids),
+        prompt_len=message.prompt_len,
+        params=params_from_wire(message.sampling),
+        attempt=message.attempt,
+        cache_salt=message.cache_salt,
+    )

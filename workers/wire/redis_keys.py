@@ -1,0 +1,81 @@
+"""Names and packing of what workers write to Redis and routers read.
+
+`{cluster}:replica:<id>`  JSON ReplicaRecord, expires with its lease
+`{cluster}:events:<id>`   stream; an entry has inc (incarnation), seq (+1 each) and data (packed)
+The braces are a hash tag: all keys of a cluster live in one slot of a Redis Cluster.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterable, Sequence
+
+from pydantic import BaseModel
+
+from workers.core.events import EventKind, KVEvent
+from workers.core.hashing import ID_BYTES, BlockId
+
+LEASE_S = 10.0
+RENEW_S = 2.0
+EVENTS_KEPT = 4096  # stream entries; a reader further behind takes a snapshot
+
+_HEAD = struct.Struct("<cI")
+_CODES = {EventKind.STORED: b"S", EventKind.REMOVED: b"R", EventKind.CLEARED: b"C"}
+_KINDS = {code: kind for kind, code in _CODES.items()}
+
+
+class ReplicaRecord(BaseModel):
+    """What a replica says of itself when it registers."""
+
+    id: str
+    incarnation: str
+    address: str
+    pool: str
+    role: str
+    model: str
+    kv_abi: str
+    block_size: int
+    context_length: int
+    kv_tokens: int
+
+
+def replica_key(cluster: str, replica: str) -> str:
+    return f"{{{cluster}}}:replica:{replica}"
+
+
+def events_key(cluster: str, replica: str) -> str:
+    return f"{{{cluster}}}:events:{replica}"
+
+
+def without_password(url: str) -> str:
+    """A Redis URL as people may see it, without user and password. Takes broken URLs too."""
+    url = re.sub(r"([?&](?:username|password)=)[^&]*", r"\1...", url)
+    return re.sub(r"^([a-z]*://)?.*@", r"\1", url)
+
+
+def pack_ids(blocks: Iterable[BlockId]) -> bytes:
+    return b"".join(blocks)
+
+
+def unpack_ids(data: bytes) -> tuple[BlockId, ...]:
+    return tuple(data[i : i + ID_BYTES] for i in range(0, len(data), ID_BYTES))
+
+
+def pack_events(events: Sequence[KVEvent]) -> bytes:
+    """Kind byte, uint32le count, count * 16 bytes; one after the other."""
+    return b"".join(
+        _HEAD.pack(_CODES[event.kind], len(event.blocks)) + pack_ids(event.blocks)
+        for event in events
+    )
+
+
+def unpack_events(data: bytes) -> list[KVEvent]:
+    events, at = [], 0
+    while at < len(data):
+        code, count = _HEAD.unpack_from(data, at)
+        at += _HEAD.size
+        end = at + count * ID_BYTES
+        events.append(KVEvent(_KINDS[code], unpack_ids(data[at:end])))
+        at = end
+    return events

@@ -1,0 +1,386 @@
+from workers.wire import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class SequenceSpec(_message.Message):
+    __slots__ = ("request_id", "attempt", "token_ids", "prompt_len", "sampling", "cache_salt")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LEN_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    attempt: int
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    prompt_len: int
+    sampling: _common_pb2.SamplingParams
+    cache_salt: str
+    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., prompt_len: _Optional[int] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., cache_salt: _Optional[str] = ...) -> None: ...
+
+class PrefillRequest(_message.Message):
+    __slots__ = ("sequence",)
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    sequence: SequenceSpec
+    def __init__(self, sequence: _Optional[_Union[SequenceSpec, _Mapping]] = ...) -> None: ...
+
+class Opened(_message.Message):
+    __slots__ = ("ticket", "cached_tokens")
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ticket: _common_pb2.Ticket
+    cached_tokens: int
+    def __init__(self, ticket: _Optional[_Union[_common_pb2.Ticket, _Mapping]] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("computed_tokens",)
+    COMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    computed_tokens: int
+    def __init__(self, computed_tokens: _Optional[int] = ...) -> None: ...
+
+class FirstToken(_message.Message):
+    __slots__ = ("token", "finish_reason", "queue_s", "prefill_s")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_S_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_S_FIELD_NUMBER: _ClassVar[int]
+    token: _common_pb2.Token
+    finish_reason: _common_pb2.FinishReason
+    queue_s: float
+    prefill_s: float
+    def __init__(self, token: _Optional[_Union[_common_pb2.Token, _Mapping]] = ..., finish_reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ...) -> None: ...
+
+class PrefillDone(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PrefillEvent(_message.Message):
+    __slots__ = ("attempt", "opened", "progress", "first_token", "done")
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    attempt: int
+    opened: Opened
+    progress: Progress
+    first_token: FirstToken
+    done: PrefillDone
+    def __init__(self, attempt: _Optional[int] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., first_token: _Optional[_Union[FirstToken, _Mapping]] = ..., done: _Optional[_Union[PrefillDone, _Mapping]] = ...) -> None: ...
+
+class DecodeRequest(_message.Message):
+    __slots__ = ("sequence", "ticket", "epoch")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    sequence: SequenceSpec
+    ticket: _common_pb2.Ticket
+    epoch: int
+    def __init__(self, sequence: _Optional[_Union[SequenceSpec, _Mapping]] = ..., ticket: _Optional[_Union[_common_pb2.Ticket, _Mapping]] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class Admitted(_message.Message):
+    __slots__ = ("cached_tokens", "fetched_bytes", "admit_wait_s", "transfer_s", "transport")
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FETCHED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ADMIT_WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_S_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    cached_tokens: int
+    fetched_bytes: int
+    admit_wait_s: float
+    transfer_s: float
+    transport: str
+    def __init__(self, cached_tokens: _Optional[int] = ..., fetched_bytes: _Optional[int] = ..., admit_wait_s: _Optional[float] = ..., transfer_s: _Optional[float] = ..., transport: _Optional[str] = ...) -> None: ...
+
+class Tokens(_message.Message):
+    __slots__ = ("tokens", "finish_reason")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    tokens: _containers.RepeatedCompositeFieldContainer[_common_pb2.Token]
+    finish_reason: _common_pb2.FinishReason
+    def __init__(self, tokens: _Optional[_Iterable[_Union[_common_pb2.Token, _Mapping]]] = ..., finish_reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ...) -> None: ...
+
+class DecodeEvent(_message.Message):
+    __slots__ = ("attempt", "admitted", "tokens")
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    ADMITTED_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    attempt: int
+    admitted: Admitted
+    tokens: Tokens
+    def __init__(self, attempt: _Optional[int] = ..., admitted: _Optional[_Union[Admitted, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ...) -> None: ...
+
+class Redeem(_message.Message):
+    __slots__ = ("ticket_id", "epoch", "kv_abi", "first_block", "receiver", "generation")
+    TICKET_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    KV_ABI_FIELD_NUMBER: _ClassVar[int]
+    FIRST_BLOCK_FIELD_NUMBER: _ClassVar[int]
+    RECEIVER_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    ticket_id: str
+    epoch: int
+    kv_abi: str
+    first_block: int
+    receiver: str
+    generation: int
+    def __init__(self, ticket_id: _Optional[str] = ..., epoch: _Optional[int] = ..., kv_abi: _Optional[str] = ..., first_block: _Optional[int] = ..., receiver: _Optional[str] = ..., generation: _Optional[int] = ...) -> None: ...
+
+class Ready(_message.Message):
+    __slots__ = ("pair_seq",)
+    PAIR_SEQ_FIELD_NUMBER: _ClassVar[int]
+    pair_seq: int
+    def __init__(self, pair_seq: _Optional[int] = ...) -> None: ...
+
+class Received(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class FetchRequest(_message.Message):
+    __slots__ = ("redeem", "ready", "received")
+    REDEEM_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    redeem: Redeem
+    ready: Ready
+    received: Received
+    def __init__(self, redeem: _Optional[_Union[Redeem, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., received: _Optional[_Union[Received, _Mapping]] = ...) -> None: ...
+
+class Heartbeat(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Offer(_message.Message):
+    __slots__ = ("epoch", "first_block", "num_blocks", "num_bytes", "generation", "pair_seq", "crc32")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    FIRST_BLOCK_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    PAIR_SEQ_FIELD_NUMBER: _ClassVar[int]
+    CRC32_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    first_block: int
+    num_blocks: int
+    num_bytes: int
+    generation: int
+    pair_seq: int
+    crc32: int
+    def __init__(self, epoch: _Optional[int] = ..., first_block: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_bytes: _Optional[int] = ..., generation: _Optional[int] = ..., pair_seq: _Optional[int] = ..., crc32: _Optional[int] = ...) -> None: ...
+
+class InlineBlocks(_message.Message):
+    __slots__ = ("first_block", "num_blocks", "data", "crc32")
+    FIRST_BLOCK_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    CRC32_FIELD_NUMBER: _ClassVar[int]
+    first_block: int
+    num_blocks: int
+    data: bytes
+    crc32: int
+    def __init__(self, first_block: _Optional[int] = ..., num_blocks: _Optional[int] = ..., data: _Optional[bytes] = ..., crc32: _Optional[int] = ...) -> None: ...
+
+class Redeemed(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class FetchResponse(_message.Message):
+    __slots__ = ("offer", "inline", "redeemed", "heartbeat")
+    OFFER_FIELD_NUMBER: _ClassVar[int]
+    INLINE_FIELD_NUMBER: _ClassVar[int]
+    REDEEMED_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    offer: Offer
+    inline: InlineBlocks
+    redeemed: Redeemed
+    heartbeat: Heartbeat
+    def __init__(self, offer: _Optional[_Union[Offer, _Mapping]] = ..., inline: _Optional[_Union[InlineBlocks, _Mapping]] = ..., redeemed: _Optional[_Union[Redeemed, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
+
+class ConnectRequest(_message.Message):
+    __slots__ = ("receiver", "generation", "kv_abi", "backend", "rendezvous", "staging_bytes", "sender_incarnation")
+    RECEIVER_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    KV_ABI_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    RENDEZVOUS_FIELD_NUMBER: _ClassVar[int]
+    STAGING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SENDER_INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    receiver: _common_pb2.ReplicaRef
+    generation: int
+    kv_abi: str
+    backend: str
+    rendezvous: bytes
+    staging_bytes: int
+    sender_incarnation: str
+    def __init__(self, receiver: _Optional[_Union[_common_pb2.ReplicaRef, _Mapping]] = ..., generation: _Optional[int] = ..., kv_abi: _Optional[str] = ..., backend: _Optional[str] = ..., rendezvous: _Optional[bytes] = ..., staging_bytes: _Optional[int] = ..., sender_incarnation: _Optional[str] = ...) -> None: ...
+
+class ConnectResponse(_message.Message):
+    __slots__ = ("rendezvous", "staging_bytes")
+    RENDEZVOUS_FIELD_NUMBER: _ClassVar[int]
+    STAGING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    rendezvous: bytes
+    staging_bytes: int
+    def __init__(self, rendezvous: _Optional[bytes] = ..., staging_bytes: _Optional[int] = ...) -> None: ...
+
+class RenewRequest(_message.Message):
+    __slots__ = ("ticket_ids",)
+    TICKET_IDS_FIELD_NUMBER: _ClassVar[int]
+    ticket_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, ticket_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RenewResponse(_message.Message):
+    __slots__ = ("unknown",)
+    UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    unknown: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, unknown: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ReleaseRequest(_message.Message):
+    __slots__ = ("ticket_id", "epoch")
+    TICKET_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ticket_id: str
+    epoch: int
+    def __init__(self, ticket_id: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class ReleaseResponse(_message.Message):
+    __slots__ = ("released",)
+    RELEASED_FIELD_NUMBER: _ClassVar[int]
+    released: bool
+    def __init__(self, released: _Optional[bool] = ...) -> None: ...
+
+class CancelRequest(_message.Message):
+    __slots__ = ("request_id", "attempt")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    attempt: int
+    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
+
+class CancelResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DrainRequest(_message.Message):
+    __slots__ = ("budget_s",)
+    BUDGET_S_FIELD_NUMBER: _ClassVar[int]
+    budget_s: float
+    def __init__(self, budget_s: _Optional[float] = ...) -> None: ...
+
+class DrainResponse(_message.Message):
+    __slots__ = ("left",)
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    left: int
+    def __init__(self, left: _Optional[int] = ...) -> None: ...
+
+class SetRoleRequest(_message.Message):
+    __slots__ = ("role",)
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    role: _common_pb2.Role
+    def __init__(self, role: _Optional[_Union[_common_pb2.Role, str]] = ...) -> None: ...
+
+class SetRoleResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WatchRequest(_message.Message):
+    __slots__ = ("interval_s",)
+    INTERVAL_S_FIELD_NUMBER: _ClassVar[int]
+    interval_s: float
+    def __init__(self, interval_s: _Optional[float] = ...) -> None: ...
+
+class StepReport(_message.Message):
+    __slots__ = ("prefill_tokens", "decode_seqs", "context_tokens", "seconds")
+    PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_SEQS_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    prefill_tokens: int
+    decode_seqs: int
+    context_tokens: int
+    seconds: float
+    def __init__(self, prefill_tokens: _Optional[int] = ..., decode_seqs: _Optional[int] = ..., context_tokens: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class LoadReport(_message.Message):
+    __slots__ = ("replica", "role", "state", "kv_abi", "running", "waiting", "waiting_tokens", "kv_tokens", "blocks_total", "blocks_used", "blocks_cached", "tickets_open", "prefix_hit_tokens", "prefix_query_tokens", "preemptions", "steps")
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    KV_ABI_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_USED_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_CACHED_FIELD_NUMBER: _ClassVar[int]
+    TICKETS_OPEN_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_HIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_QUERY_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    replica: _common_pb2.ReplicaRef
+    role: _common_pb2.Role
+    state: str
+    kv_abi: str
+    running: int
+    waiting: int
+    waiting_tokens: int
+    kv_tokens: int
+    blocks_total: int
+    blocks_used: int
+    blocks_cached: int
+    tickets_open: int
+    prefix_hit_tokens: int
+    prefix_query_tokens: int
+    preemptions: int
+    steps: _containers.RepeatedCompositeFieldContainer[StepReport]
+    def __init__(self, replica: _Optional[_Union[_common_pb2.ReplicaRef, _Mapping]] = ..., role: _Optional[_Union[_common_pb2.Role, str]] = ..., state: _Optional[str] = ..., kv_abi: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., blocks_total: _Optional[int] = ..., blocks_used: _Optional[int] = ..., blocks_cached: _Optional[int] = ..., tickets_open: _Optional[int] = ..., prefix_hit_tokens: _Optional[int] = ..., prefix_query_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[StepReport, _Mapping]]] = ...) -> None: ...
+
+class SnapshotRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SnapshotResponse(_message.Message):
+    __slots__ = ("incarnation", "event_seq", "block_ids")
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    EVENT_SEQ_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_IDS_FIELD_NUMBER: _ClassVar[int]
+    incarnation: str
+    event_seq: int
+    block_ids: bytes
+    def __init__(self, incarnation: _Optional[str] = ..., event_seq: _Optional[int] = ..., block_ids: _Optional[bytes] = ...) -> None: ...
+
+class TicketsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class TicketInfo(_message.Message):
+    __slots__ = ("id", "request_id", "state", "epoch", "num_blocks", "age_s", "lease_left_s", "story")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    AGE_S_FIELD_NUMBER: _ClassVar[int]
+    LEASE_LEFT_S_FIELD_NUMBER: _ClassVar[int]
+    STORY_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    request_id: str
+    state: str
+    epoch: int
+    num_blocks: int
+    age_s: float
+    lease_left_s: float
+    story: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., request_id: _Optional[str] = ..., state: _Optional[str] = ..., epoch: _Optional[int] = ..., num_blocks: _Optional[int] = ..., age_s: _Optional[float] = ..., lease_left_s: _Optional[float] = ..., story: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class TicketsResponse(_message.Message):
+    __slots__ = ("tickets",)
+    TICKETS_FIELD_NUMBER: _ClassVar[int]
+    tickets: _containers.RepeatedCompositeFieldContainer[TicketInfo]
+    def __init__(self, tickets: _Optional[_Iterable[_Union[TicketInfo, _Mapping]]] = ...) -> None: ...
