@@ -5,6 +5,8 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+KERNELS := $(VENV)/.kernels
+TRITON := $(VENV)/.triton
 
 # The first Python that is 3.11 or 3.12: the plain one if it fits.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
@@ -19,7 +21,7 @@ help: ## show this list
 	  printf '  \033[1m%-12s\033[0m %s\n' "$$name" "$$text"; done
 
 .PHONY: install
-install: $(STAMP) ## make .venv and install everything (TORCH_BACKEND=cpu|auto|cu128)
+install: $(KERNELS) ## make .venv and install everything (TORCH_BACKEND=cpu|auto|cu128)
 
 # uv does not read pip's config, so pip is asked where it finds wheels. Where such a folder holds a
 # torch, that is the one this machine wants and no torch index is named.
@@ -40,6 +42,16 @@ $(STAMP): pyproject.toml
 	"$$uv" pip install --python $(BIN)/python "$${backend[@]}" --editable '.[test]'
 	@touch $@
 
+# Only tests want it where there is no GPU. By itself, as torch's index for CPUs may not have it.
+$(TRITON): $(STAMP)
+	@uv=$$(command -v uv || echo $(BIN)/uv); "$$uv" pip install --python $(BIN)/python --editable '.[triton]'
+	@touch $@
+
+$(KERNELS): $(STAMP) $(wildcard workers/kernels/cpu/* workers/kernels/build.py workers/kernels/library.py)
+	@echo "== compiling kernels for this CPU"
+	@$(BIN)/python -m workers.kernels.build
+	@touch $@
+
 .PHONY: serve
 serve: install ## start the whole cluster on this machine with the example config
 	@exec $(BIN)/kvasir serve
@@ -49,11 +61,11 @@ chat: install ## talk to a running cluster
 	@exec $(BIN)/kvasir chat
 
 .PHONY: test
-test: install check ## what CI runs: checks and every test that is not marked slow
+test: install check $(TRITON) ## what CI runs: checks and every test that is not marked slow
 	$(BIN)/python -m pytest -m "not slow" -q --durations=10
 
 .PHONY: test-all
-test-all: install check ## the long matrices too
+test-all: install check $(TRITON) ## the long matrices too
 	$(BIN)/python -m pytest -q --durations=20
 
 .PHONY: check
@@ -82,6 +94,11 @@ demo-train: install ## train the demo model again (about an hour on 2 cores)
 bench: install ## replay a shipped trace against the running cluster
 	$(BIN)/kvasir bench serve --url http://127.0.0.1:8000 --trace load_tests/traces/azure2023_conv_300.jsonl.gz \
 	  --scale auto --limit 60 --slo ttft=1s,itl=100ms
+
+.PHONY: bench-gpu
+bench-gpu: install ## decode and prefill on this GPU beside a copy and a matmul (MODEL=checkpoint)
+	@test -n "$(MODEL)" || { echo "name a checkpoint: make bench-gpu MODEL=DIR" >&2; exit 2; }
+	$(BIN)/python -m workers.bench.gpu --model $(MODEL)
 
 .PHONY: clean
 clean: ## remove the venv and every cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -23,8 +23,8 @@ from router.config import Address, Limits, RouterConfig
 from workers.config import EngineConfig, TicketTtl, TransportConfig, WorkerConfig
 from workers.core.errors import ConfigError
 from workers.core.hardware import hardware
+from workers.core.roles import RoleName
 
-Role = Literal["prefill", "decode"]
 NAME = r"^[a-z0-9][a-z0-9-]*$"
 
 
@@ -73,7 +73,7 @@ class PoolConfig(_Section):
     """Replicas of one role. Their ids are `<name>-0`, `<name>-1`, ..."""
 
     name: str = Field(pattern=NAME)
-    role: Role
+    role: RoleName
     replicas: NonNegativeInt = 1
 
 
@@ -113,9 +113,13 @@ class ClusterConfig(_Section):
         names = [pool.name for pool in self.pools]
         if len(set(names)) < len(names):
             raise ValueError(f"two pools have the same name: {', '.join(names)}")
-        for role in ("prefill", "decode"):
-            if not any(pool.role == role and pool.replicas for pool in self.pools):
-                raise ValueError(f"no pool has a {role} replica; the cluster needs at least one")
+        there = {pool.role for pool in self.pools if pool.replicas}
+        missing = [role for role in ("prefill", "decode") if role not in there]
+        if missing and "aggregated" not in there:
+            raise ValueError(
+                f"no pool has a {' or a '.join(missing)} replica; the cluster needs at least one "
+                "prefill and one decode replica, or one aggregated replica"
+            )
         return self
 
     @property
@@ -174,6 +178,7 @@ class Overrides(BaseModel):
     served_name: str | None = None
     prefill: int | None = None
     decode: int | None = None
+    aggregated: int | None = None
     grpc_port: int | None = None
     http_port: int | None = None
     admin_port: int | None = None
@@ -208,10 +213,7 @@ def _override(config: ClusterConfig, over: Overrides) -> ClusterConfig:
         port = getattr(over, f"{listener}_port")
         if port is not None:
             data["router"][listener]["port"] = port
-    for role in ("prefill", "decode"):
-        replicas = getattr(over, role)
-        if replicas is not None:
-            _only_pool(data["pools"], role)["replicas"] = replicas
+    data["pools"] = _resized(data["pools"], over)
     try:
         return ClusterConfig.model_validate(data)
     except ValidationError as error:
@@ -219,7 +221,22 @@ def _override(config: ClusterConfig, over: Overrides) -> ClusterConfig:
         raise ConfigError("command line: " + "; ".join(faults)) from None
 
 
-def _only_pool(pools: Sequence[dict[str, object]], role: str) -> dict[str, object]:
+def _resized(pools: Sequence[dict[str, Any]], over: Overrides) -> list[dict[str, Any]]:
+    """The pools with the sizes of the command line. Aggregated replicas where the file has none
+    stand beside the pools that the command line names too, else instead of all of them."""
+    sizes = {role: getattr(over, role) for role in get_args(RoleName)}
+    pools = list(pools)
+    if sizes["aggregated"] is not None and not any(p["role"] == "aggregated" for p in pools):
+        if sizes["prefill"] is None and sizes["decode"] is None:
+            pools.clear()
+        pools.append({"name": "aggregated", "role": "aggregated"})
+    for role, replicas in sizes.items():
+        if replicas is not None:
+            _only_pool(pools, role)["replicas"] = replicas
+    return pools
+
+
+def _only_pool(pools: Sequence[dict[str, Any]], role: str) -> dict[str, Any]:
     found = [pool for pool in pools if pool["role"] == role]
     if len(found) != 1:
         raise ConfigError(

@@ -21,6 +21,8 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from workers.kernels.torch_kernels import TorchKernels
+from workers.layers.build import Build
 from workers.models.config import DTYPES, load_config
 from workers.models.decoder import Decoder
 
@@ -182,7 +184,7 @@ def _write_tokenizer(out: Path, vocab_size: int) -> None:
 
 def _write_weights(out: Path, seed: int, dtype: torch.dtype) -> None:
     config = load_config(out)
-    decoder = Decoder(config, dtype=dtype, device=torch.device("meta"))
+    decoder = Decoder(config, Build(dtype, torch.device("meta"), TorchKernels()))
     shapes = {name: target.shape for name, target in decoder.targets().items()}
     shards = list(_shards(shapes, dtype.itemsize))
     placed: dict[str, str] = {}

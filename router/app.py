@@ -28,6 +28,7 @@ from router.index.prefix import PrefixMirror
 from router.index.redis_log import RedisLog
 from router.latency import LatencyModel, MeasuredStep, RooflineModel
 from router.metrics import CONTENT_TYPE, RouterMetrics
+from router.placement.filters import serves
 from router.placement.placement import Placement
 from router.pool import Pool, PoolListener
 from router.registry_reader import RegistryReader
@@ -138,15 +139,17 @@ async def serve(
 
 
 def _ready(pool: Pool) -> bool:
-    return pool.count_up("prefill") > 0 and pool.count_up("decode") > 0
+    """Somebody can prefill, and somebody can decode."""
+    up = {replica.role for replica in pool if replica.up}
+    return "aggregated" in up or {"prefill", "decode"} <= up
 
 
 def _queue_s(pool: Pool, latency: LatencyModel) -> float:
-    """Predicted wait at the least busy prefill worker."""
+    """Predicted wait at the least busy worker that takes prompts."""
     waits = [
         latency.prefill_s(replica.id, replica.pending_tokens, 0)
         for replica in pool
-        if replica.up and replica.role == "prefill"
+        if replica.up and serves(replica.role, "prefill")
     ]
     return min(waits, default=0.0)
 

@@ -25,6 +25,7 @@ from workers.core.errors import (
     ModelNotFound,
 )
 from workers.core.request import FinishReason, Request
+from workers.core.roles import RoleName
 from workers.core.validation import check_names, check_params, check_token_ids
 from workers.text import TextStream, Tokenizer
 
@@ -185,11 +186,13 @@ class RouterGenerator:
         return min(lengths, default=self._card.context_length)
 
     def _capacity(self) -> int:
-        """Tokens that the roomiest prefill and the roomiest decode worker can both hold."""
-        room: dict[str, int] = {}
+        """Tokens that the roomiest prefill and the roomiest decode worker can both hold, or the
+        roomiest aggregated one."""
+        room: dict[RoleName, int] = {}
         for replica in self._pool:
             room[replica.role] = max(room.get(replica.role, 0), replica.capacity_tokens)
-        return min(room.values(), default=self._context_length())
+        alone = room.pop("aggregated", 0)
+        return max(alone, min(room.values(), default=0)) or self._context_length()
 
 
 def _param(prompt: Prompt) -> str:

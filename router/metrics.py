@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from router.replica import Replica
 from workers.core.errors import HTTP_STATUS, KvasirError
+from workers.core.roles import RoleName
 from workers.wire import worker_pb2 as worker
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -140,6 +142,6 @@ class RouterMetrics:
 
     def forgotten(self, replica: Replica) -> None:
         for gauge in (self._used, self._cached, self._pages, self._up):
-            for role in ("prefill", "decode"):
+            for role in get_args(RoleName):
                 with suppress(KeyError):  # it never said anything in this role
                     gauge.remove(replica.id, role)

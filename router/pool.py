@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
-from router.replica import Replica, ReplicaState, RoleName
+from router.replica import Replica, ReplicaState
 from router.worker_client import WorkerClient, WorkerFailed
 from workers.core.errors import KvasirError
+from workers.core.roles import RoleName
 from workers.wire import worker_pb2 as worker
 from workers.wire.redis_keys import ReplicaRecord
 

@@ -7,16 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
 
 from router.worker_client import WorkerClient, WorkerFailed, WorkerStream
+from workers.core.roles import RoleName
 from workers.wire import common_pb2 as common
 from workers.wire import worker_pb2 as worker
+from workers.wire.codec import role_from_wire, role_to_wire
 from workers.wire.redis_keys import ReplicaRecord
 
-RoleName = Literal["prefill", "decode"]
 STORY_KEPT = 32
-_ROLES: dict[int, RoleName] = {common.ROLE_PREFILL: "prefill", common.ROLE_DECODE: "decode"}
 
 
 class ReplicaState(StrEnum):
@@ -65,7 +64,7 @@ class Replica:
         self.client = client
         self.id = record.id
         self.incarnation = record.incarnation
-        self.role: RoleName = "prefill" if record.role == "prefill" else "decode"
+        self.role: RoleName = record.role
         self.kv_abi = record.kv_abi
         self.state = ReplicaState.CONNECTING
         self.leased = True
@@ -81,7 +80,7 @@ class Replica:
 
     @property
     def role_on_wire(self) -> common.Role:
-        return common.ROLE_PREFILL if self.role == "prefill" else common.ROLE_DECODE
+        return role_to_wire(self.role)
 
     @property
     def up(self) -> bool:
@@ -135,7 +134,7 @@ class Replica:
         if load.replica.incarnation != self.incarnation:
             self.story.append(f"incarnation {load.replica.incarnation}")
         self.incarnation = load.replica.incarnation
-        self.role = _ROLES.get(load.role, self.role)
+        self.role = role_from_wire(load.role) or self.role
         self.kv_abi = load.kv_abi or self.kv_abi
         self.load = load
         ours = self.assignments

@@ -127,8 +127,9 @@ class WorkerClient:
         return self._stream(self._stub.Prefill, message)
 
     def decode(
-        self, request: Request, ticket: common.Ticket, epoch: int
+        self, request: Request, ticket: common.Ticket | None = None, epoch: int = 0
     ) -> WorkerStream[worker.DecodeEvent]:
+        """Without a ticket the worker prefills it too."""
         message = worker.DecodeRequest(
             sequence=request_to_wire(request), ticket=ticket, epoch=epoch
         )

@@ -1,4 +1,5 @@
-"""One request's way through Prefill and Decode, on role objects and gRPC stubs alike."""
+"""One request's way through Prefill and Decode, or Decode alone, on role objects and gRPC stubs
+alike."""
 
 from __future__ import annotations
 
@@ -48,3 +49,13 @@ async def both(
         return worker.Admitted(), [first.token.id]
     admitted, rest = await decode(decode_call, what, ticket, first.token.id)
     return admitted, [first.token.id, *rest]
+
+
+async def aggregated(call: Call, what: Request) -> tuple[worker.Admitted, list[int]]:
+    """The whole Decode stream of a request that has no ticket."""
+    admitted, tokens = worker.Admitted(), []
+    async for event in call(worker.DecodeRequest(sequence=request_to_wire(what))):
+        if event.WhichOneof("event") == "admitted":
+            admitted = event.admitted
+        tokens += [token.id for token in event.tokens.tokens]
+    return admitted, tokens

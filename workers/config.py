@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
+from workers.core.roles import RoleName
+
 DType = Literal["auto", "bfloat16", "float32", "float16"]
 # Routers renew every 2 s: one renewal that fails must not cost the ticket.
 TicketTtl = Annotated[float, Field(ge=6.0, allow_inf_nan=False)]
@@ -52,7 +54,7 @@ class WorkerConfig(BaseModel):
 
     replica: str
     pool: str
-    role: Literal["prefill", "decode"]
+    role: RoleName
     model: str
     cluster: str = "kvasir"
     host: str = "127.0.0.1"

@@ -15,7 +15,7 @@ from workers.engine import Engine
 from workers.metrics import Meter
 from workers.transfer.receiver import Receiver
 from workers.wire import worker_pb2 as worker
-from workers.wire.codec import finish_to_wire, request_from_wire, token_to_wire
+from workers.wire.codec import request_from_wire, update_to_wire
 
 
 @dataclass(eq=False)
@@ -66,14 +66,8 @@ class DecodeRole:
             async for update in updates:
                 if not update.tokens:
                     continue  # computed again after a preemption
-                # The engine runs ahead of a slow reader: what `seq` is now is not what it was then.
-                reason = seq.finish_reason if update.finished else None
-                tokens = worker.Tokens(
-                    tokens=[token_to_wire(token) for token in update.tokens],
-                    finish_reason=finish_to_wire(reason),
-                )
-                self._meter.decoded(len(update.tokens))
-                yield worker.DecodeEvent(attempt=request.attempt, tokens=tokens)
+                self._meter.generated(len(update.tokens))
+                yield worker.DecodeEvent(attempt=request.attempt, tokens=update_to_wire(update))
         finally:
             self._engine.abort(seq)
             if self._active.get(seq.id) is active:

@@ -78,7 +78,7 @@ class Engine:
         if len(request.token_ids) >= self.max_tokens:
             what = "context length" if self.max_tokens == self.info.context_length else "KV pool"
             raise ContextTooLong(len(request.token_ids), self.max_tokens, what=what)
-        if not all(0 <= token < self.info.vocab_size for token in request.token_ids):
+        if min(request.token_ids) < 0 or max(request.token_ids) >= self.info.vocab_size:
             raise InvalidRequest(
                 f"token ids must lie in 0..{self.info.vocab_size - 1}", param="prompt"
             )

@@ -25,11 +25,11 @@ from workers.transfer.link import Transport
 from workers.transfer.threads import on_thread
 from workers.transfer.torch_dist import pick_transport
 from workers.wire import common_pb2 as common
+from workers.wire.codec import role_to_wire
 from workers.wire.redis_keys import ReplicaRecord
 from workers.worker import STEP_LIMIT_S, Worker
 
 log = logging.getLogger("kvasir.worker")
-ROLES = {"prefill": common.ROLE_PREFILL, "decode": common.ROLE_DECODE}
 STEP_GRACE_S = 3.0  # a forward cannot be stopped; a worker told to stop waits so long for it
 LEAVE_S = 2.0  # what a worker told to stop gives to those it still serves
 
@@ -142,7 +142,7 @@ def _compose(
     worker = Worker(
         engine,
         common.ReplicaRef(id=config.replica, incarnation=secrets.token_hex(8)),
-        ROLES[config.role],
+        role_to_wire(config.role),
         peer_at=peers.at,
         transport=transport,
         config=config.transport,

@@ -40,14 +40,13 @@ class Meter:
     def prefilled(self, queue_s: float, prefill_s: float) -> None:
         self._queue.observe(queue_s)
         self._prefill.observe(prefill_s)
-        self._tokens.inc()
 
     def fetched(self, admit_wait_s: float, transfer_s: float, num_bytes: int) -> None:
         self._admit.observe(admit_wait_s)
         self._transfer.observe(transfer_s)
         self._bytes.inc(num_bytes)
 
-    def decoded(self, num_tokens: int) -> None:
+    def generated(self, num_tokens: int) -> None:
         self._tokens.inc(num_tokens)
 
     def ticket_expired(self) -> None:

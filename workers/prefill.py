@@ -115,6 +115,7 @@ class PrefillRole:
         now = self._now()
         admitted = arrived if seq.admitted_at is None else seq.admitted_at
         self._meter.prefilled(admitted - arrived, now - admitted)
+        self._meter.generated(1)
         return worker.FirstToken(
             finish_reason=finish_to_wire(seq.finish_reason),
             queue_s=admitted - arrived,

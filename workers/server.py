@@ -36,7 +36,8 @@ class WorkerServicer(worker_grpc.WorkerServicer):
             yield event
 
     async def Decode(self, request: Any, context: Any) -> AsyncIterator[worker.DecodeEvent]:
-        async for event in _guarded(self._parts.decode.decode(request), context):
+        role = self._parts.decode if request.HasField("ticket") else self._parts.aggregated
+        async for event in _guarded(role.decode(request), context):
             yield event
 
     async def FetchKV(self, requests: Any, context: Any) -> None:
@@ -67,6 +68,7 @@ class WorkerServicer(worker_grpc.WorkerServicer):
     async def Cancel(self, request: Any, context: Any) -> worker.CancelResponse:
         self._parts.prefill.cancel(request.request_id)
         self._parts.decode.cancel(request.request_id)
+        self._parts.aggregated.cancel(request.request_id)
         return worker.CancelResponse()
 
     async def Drain(self, request: Any, context: Any) -> worker.DrainResponse:

@@ -1,6 +1,6 @@
-"""One replica put together: an engine, both roles, and what it says of itself.
+"""One replica put together: an engine, its roles, and what it says of itself.
 
-Role is state, not a binary: every worker can do both, `role` says what the router sends it.
+Role is state, not a binary: every worker can do all of them, `role` says what the router sends it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from enum import StrEnum
 
+from workers.aggregated import AggregatedRole
 from workers.config import TransportConfig
 from workers.core.errors import InvalidRequest
 from workers.core.waits import Offload, happens
@@ -22,6 +23,7 @@ from workers.transfer.pairs import ReceiverPairs, SenderPairs
 from workers.transfer.receiver import Peer, Receiver
 from workers.wire import common_pb2 as common
 from workers.wire import worker_pb2 as worker
+from workers.wire.codec import role_from_wire
 from workers.wire.redis_keys import pack_ids
 
 DRAIN_POLL_S = 0.05
@@ -81,6 +83,7 @@ class Worker:
         transport_name = "inline" if transport is None else transport.name
         receiver = Receiver(peer_at, self.receiver_pairs, pages, me, offload, transport_name)
         self.decode = DecodeRole(engine, receiver, self.meter)
+        self.aggregated = AggregatedRole(engine, self.meter)
         self._gauges()
 
     @property
@@ -90,7 +93,8 @@ class Worker:
     @property
     def num_busy(self) -> int:
         """Requests and tickets that still need this worker."""
-        return self.prefill.num_active + len(self.prefill.tickets.live()) + self.decode.num_active
+        roles = (self.prefill, self.decode, self.aggregated)
+        return sum(role.num_active for role in roles) + len(self.prefill.tickets.live())
 
     async def run(self) -> None:
         """Steps and expires leases until cancelled. An error of the engine ends the worker."""
@@ -108,14 +112,15 @@ class Worker:
 
     async def drain(self, budget_s: float) -> int:
         """Take nothing new, wait for what is here; what is left when the budget is over."""
-        self.prefill.draining = self.decode.draining = True
+        for role in (self.prefill, self.decode, self.aggregated):
+            role.draining = True
         deadline = self.engine.clock.now() + budget_s
         while self.num_busy and self.engine.clock.now() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(DRAIN_POLL_S)
         return self.num_busy
 
     def set_role(self, role: common.Role) -> None:
-        if role not in (common.ROLE_PREFILL, common.ROLE_DECODE):
+        if role_from_wire(role) is None:
             raise InvalidRequest(f"no such role: {role}", param="role")
         self.role = role
 

@@ -64,6 +64,12 @@ class Target:
 
     async def send(self, job: Job, *, due: float) -> Sample:
         """Never raises for what the server or the network does: that is the sample's `error`."""
+        sample = Sample(due=due, sent=self._clock.now(), input_tokens=job.input_tokens)
+        await self.stream(job, sample)
+        return sample
+
+    async def stream(self, job: Job, sample: Sample) -> None:
+        """`send` for those who watch `sample` while it fills."""
         prompt = job.token_ids() if self.takes_ids else job.text()
         body = {
             "model": self.model,
@@ -74,7 +80,6 @@ class Target:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        sample = Sample(due=due, sent=self._clock.now(), input_tokens=job.input_tokens)
         try:
             async with self._client.stream("POST", "/v1/completions", json=body) as response:
                 if not response.is_success:
@@ -90,7 +95,6 @@ class Target:
         sample.ended = self._clock.now()
         if sample.error is None and not sample.arrivals:
             sample.error = "the stream ended without any output"
-        return sample
 
     def _note(self, sample: Sample, event: dict[str, Any]) -> None:
         if "error" in event:

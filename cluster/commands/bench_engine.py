@@ -23,6 +23,9 @@ def engine(
     prefill: Sizes = "128,512,2048,8192",
     batches: Sizes = "1,4,8,16,32,64",
     contexts: Sizes = "128,1024,4096",
+    mixed: Annotated[
+        str, typer.Option(help="decodes x context x prefill tokens, comma-separated")
+    ] = ("8x1024x256,8x1024x512"),
     json_file: Annotated[Path | None, typer.Option("--json", help="write the rows here")] = None,
 ) -> None:
     """Prefill, decode and the time outside the model; a row is printed when it is measured."""
@@ -31,6 +34,7 @@ def engine(
     from workers.config import EngineConfig
     from workers.runner.load import load_runner
 
+    plan = Plan(_sizes(prefill), _sizes(batches), _sizes(contexts), _points(mixed))
     config = EngineConfig.model_validate(
         {
             "dtype": dtype,
@@ -43,7 +47,6 @@ def engine(
     console = Console(highlight=False)
     console.print(f"loading {model} and measuring this machine with {threads} torch threads")
     bench = EngineBench(load_runner(model, config), config.block_size, step_tokens)
-    plan = Plan(_sizes(prefill), _sizes(batches), _sizes(contexts))
     rows = []
     for row in measure(bench, plan):
         rows.append(row)
@@ -51,6 +54,13 @@ def engine(
         console.print(f"  {row.name:<24} {row.value:10.2f} {row.unit:<14}{limit}")
     if json_file:
         json_file.write_text(json.dumps([row.as_dict() for row in rows], indent=2) + "\n")
+
+
+def _points(text: str) -> tuple[tuple[int, int, int], ...]:
+    points = [_sizes(part.replace("x", ",")) for part in text.split(",") if part]
+    if any(len(point) != 3 for point in points):
+        raise typer.BadParameter(f"decodes x context x prefill tokens, not {text!r}")
+    return tuple((batch, context, tokens) for batch, context, tokens in points)
 
 
 def _sizes(text: str) -> tuple[int, ...]:

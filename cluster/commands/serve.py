@@ -31,6 +31,14 @@ def serve(
     served_name: Annotated[str | None, typer.Option(help="what clients call the model")] = None,
     prefill: Annotated[int | None, typer.Option(min=1, help="prefill replicas")] = None,
     decode: Annotated[int | None, typer.Option(min=1, help="decode replicas")] = None,
+    aggregated: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="replicas that do both; where the config has none: instead of its pools, or "
+            "beside them if --prefill or --decode is given too",
+        ),
+    ] = None,
     http_port: Port = None,
     grpc_port: Port = None,
     admin_port: Port = None,
@@ -44,6 +52,7 @@ def serve(
         served_name=served_name,
         prefill=prefill,
         decode=decode,
+        aggregated=aggregated,
         http_port=http_port,
         grpc_port=grpc_port,
         admin_port=admin_port,

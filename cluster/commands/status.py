@@ -40,8 +40,9 @@ def tickets(router: Router = DEFAULT_ROUTER) -> None:
 
 
 def replica_table(answer: admin.StatusResponse) -> Table:
+    # As narrow as it gets: the longest names of ours fit into 80 columns.
     table = Table(
-        title=f"model {answer.model}", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0)
+        title=f"model {answer.model}", title_justify="left", box=SIMPLE, padding=0, show_edge=False
     )
     for name in ("pool", "replica", "role", "state"):
         table.add_column(name, no_wrap=True)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
-from router.replica import Replica, RoleName
+from router.replica import Replica
+
+Phase = Literal["prefill", "decode"]
 
 
 class Refusal(StrEnum):
@@ -21,11 +24,12 @@ class Refusal(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """One sequence that looks for a replica. `cached`: leading tokens that each replica holds.
-    `kv_abi` None = any. `avoid`: incarnations that failed it, taken only if there is no other.
+    """One sequence that looks for a replica: to prefill it, and perhaps decode it too, or to redeem
+    its ticket and decode it. `cached`: leading tokens that each replica holds. `kv_abi` None = any.
+    `avoid`: incarnations that failed it, taken only if there is no other.
     """
 
-    role: RoleName
+    phase: Phase
     num_tokens: int
     cached: Mapping[str, int]
     kv_abi: str | None = None

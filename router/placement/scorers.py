@@ -27,6 +27,19 @@ class PrefillScorer:
         )
 
 
+class AggregatedScorer:
+    """As for prefill, behind the decode step that is under way: its decodes share its steps."""
+
+    def __init__(self, latency: LatencyModel) -> None:
+        self._latency = latency
+        self._prefill = PrefillScorer(latency)
+
+    def score(self, need: Need, replica: Replica) -> Score:
+        alone = self._prefill.score(need, replica)
+        step_s = self._latency.decode_s(replica.id, replica.num_seqs, replica.kv_tokens)
+        return Score(wait_s=alone.wait_s + step_s, work_s=alone.work_s)
+
+
 class DecodeScorer:
     """Its step with one sequence more; if pages are short, the steps until some come free."""
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import typing
 from collections.abc import Iterator
@@ -41,7 +42,11 @@ def write(folder: Path, text: str) -> Path:
         ("model: demo\nengine:\n  kv_tokens: -1\n", 3, "engine.kv_tokens: input should be great"),
         ("model: 7\n", 1, "model: input should be a valid string (got 7)"),
         ("engine: {}\n", 1, "model is missing"),
-        ("model: demo\npools:\n- {name: a, role: flex}\n", 3, "'prefill' or 'decode' (got 'flex')"),
+        (
+            "model: demo\npools:\n- {name: a, role: flex}\n",
+            3,
+            "'decode' or 'aggregated' (got 'flex')",
+        ),
         ("model: demo\nrouter:\n  http: here\n", 3, "router.http: expected host:port"),
         ("model: demo\nrouter:\n  http: 99999\n", 3, "router.http.port: input should be less"),
         ("model: demo\nredis: {url: 'http://x'}\n", 2, "redis.url: expected a URL"),
@@ -101,6 +106,9 @@ def test_pools_must_be_able_to_answer(tmp_path: Path) -> None:
     only_prefill = "model: demo\npools:\n- {name: a, role: prefill}\n"
     with pytest.raises(ConfigError, match="no pool has a decode replica"):
         load_config(write(tmp_path, only_prefill))
+    nobody = "model: demo\npools:\n- {name: a, role: aggregated, replicas: 0}\n"
+    with pytest.raises(ConfigError, match="a prefill or a decode replica.*or one aggregated rep"):
+        load_config(write(tmp_path, nobody))
     twins = "model: demo\npools:\n- {name: a, role: prefill}\n- {name: a, role: decode}\n"
     with pytest.raises(ConfigError, match="two pools have the same name"):
         load_config(write(tmp_path, twins))
@@ -141,6 +149,41 @@ def test_overrides() -> None:
     assert both.model_name == "mine"
     with pytest.raises(ConfigError, match="command line: engine.dtype: input should be 'auto'"):
         load_config(example_config(), Overrides(dtype="int3"))
+
+
+def pools(config: ClusterConfig) -> list[tuple[str, str, int]]:
+    return [(pool.name, pool.role, pool.replicas) for pool in config.pools]
+
+
+def test_one_aggregated_replica_is_a_cluster_with_all_cores() -> None:
+    path = example_config().with_name("aggregated.yaml")
+    config = load_config(path)
+    assert pools(config) == [("aggregated", "aggregated", 1)]
+    assert pools(load_config(path, Overrides(aggregated=3))) == [("aggregated", "aggregated", 3)]
+    (one,) = config.worker_slices(model_dir=Path("/m"), redis_url="redis://r", ports=[1])
+    assert (one.replica, one.role) == ("aggregated-0", "aggregated")
+    assert one.engine.threads == len(os.sched_getaffinity(0))
+    with pytest.raises(ConfigError, match="the only prefill pool, but the config has 0"):
+        load_config(path, Overrides(prefill=1))
+
+
+def test_aggregated_on_the_command_line_stands_for_pools_that_it_does_not_name() -> None:
+    split = [("prefill", "prefill", 1), ("decode", "decode", 1)]
+    alone = [("aggregated", "aggregated", 2)]
+    assert pools(load_config(example_config(), Overrides(aggregated=2))) == alone
+    beside = load_config(example_config(), Overrides(aggregated=2, prefill=1))
+    assert pools(beside) == [*split, *alone]
+    many = Overrides(aggregated=2, prefill=3, decode=4)
+    assert [replicas for *_, replicas in pools(load_config(example_config(), many))] == [3, 4, 2]
+
+
+def test_a_mix_in_the_file_keeps_its_other_pools(tmp_path: Path) -> None:
+    text = (
+        "model: demo\npools:\n- {name: a, role: prefill}\n- {name: b, role: decode}\n"
+        "- {name: c, role: aggregated}\n"
+    )
+    config = load_config(write(tmp_path, text), Overrides(aggregated=5))
+    assert pools(config) == [("a", "prefill", 1), ("b", "decode", 1), ("c", "aggregated", 5)]
 
 
 def test_ambiguous_pool_size(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ class Serving:
     grpc: str
     model: str
     log_dir: Path
+    workers: int
 
     def pid_of(self, what: str) -> int:
         """Of the child whose command line has `what`: `--role decode`, `redis-server`, ..."""
@@ -60,8 +61,10 @@ class Serving:
             return client.status()
 
     async def all_up(self) -> None:
-        """Until both replicas and Redis are there, and the router has heard of it."""
-        await self.until(lambda now: now.redis_up and [r.up for r in now.replicas] == [True, True])
+        """Until all replicas and Redis are there, and the router has heard of it."""
+        await self.until(
+            lambda now: now.redis_up and [r.up for r in now.replicas] == [True] * self.workers
+        )
 
     async def idle(self) -> None:
         """Until nothing is held any more: every page free or cached, no ticket open."""
@@ -106,16 +109,18 @@ def _busy(load: worker.LoadReport) -> bool:
 
 
 @contextmanager
-def kvasir_serve(folder: Path) -> Iterator[Serving]:
-    """The example config, with a router that waits long for a worker: restarts are slow on a busy
-    machine. Runs until the block ends; its progress and its processes' logs stay in `folder`."""
+def kvasir_serve(folder: Path, *arguments: str, workers: int = 2) -> Iterator[Serving]:
+    """The example config with `arguments`, which make it so many `workers`, and with a router that
+    waits long for a worker: restarts are slow on a busy machine.
+
+    Runs until the block ends; its progress and its processes' logs stay in `folder`."""
     config = yaml.safe_load(example_config().read_text())
     config["router"]["limits"] = {"worker_wait_s": PATIENCE_S, "retry_s": PATIENCE_S}
     path = folder / "cluster.yaml"
     path.write_text(yaml.safe_dump(config))
     with (folder / "serve.err").open("w") as errors:
         process = subprocess.Popen(
-            [*KVASIR, "serve", *ANY_PORTS, f"--log-dir={folder}", f"--config={path}"],
+            [*KVASIR, "serve", *ANY_PORTS, f"--log-dir={folder}", f"--config={path}", *arguments],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
@@ -127,7 +132,7 @@ def kvasir_serve(folder: Path) -> Iterator[Serving]:
             line = process.stdout.readline()
             assert line, (folder / "serve.err").read_text()
             found = READY.match(line.rstrip("\n"))
-        yield Serving(process, found[1], found[2], found[3], folder)
+        yield Serving(process, found[1], found[2], found[3], folder, workers)
     finally:
         process.terminate()
         try:

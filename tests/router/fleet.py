@@ -27,9 +27,11 @@ from router.pool import Pool
 from workers.core.clock import SystemClock
 from workers.core.hardware import ModelShape, hardware
 from workers.core.request import Request, SamplingParams
+from workers.core.roles import RoleName
 from workers.wire import common_pb2 as common
 from workers.wire import worker_pb2 as worker
 from workers.wire import worker_pb2_grpc as worker_grpc
+from workers.wire.codec import role_to_wire
 from workers.wire.redis_keys import ReplicaRecord, pack_ids
 
 SHAPE = ModelShape(2, 64, 4, 2, 16, 128, 1000)
@@ -44,7 +46,7 @@ def token_at(position: int) -> int:
 class FakeWorker(worker_grpc.WorkerServicer):
     """`script` has one word for each Prefill or Decode call to come; when it is empty, "ok"."""
 
-    def __init__(self, fleet: Fleet, name: str, role: str) -> None:
+    def __init__(self, fleet: Fleet, name: str, role: RoleName) -> None:
         self.name = name
         self.role = role
         self.script: deque[str] = deque()
@@ -55,6 +57,7 @@ class FakeWorker(worker_grpc.WorkerServicer):
         self.released: list[tuple[str, int]] = []
         self.cancelled: list[str] = []
         self.blocks: list[bytes] = []
+        self.blocks_total = 256
         self.event_seq = 0
         self.state = "ready"
         self.silent = False
@@ -109,13 +112,12 @@ class FakeWorker(worker_grpc.WorkerServicer):
             await asyncio.sleep(0.05)
 
     def report(self) -> worker.LoadReport:
-        role = common.ROLE_PREFILL if self.role == "prefill" else common.ROLE_DECODE
         return worker.LoadReport(
             replica=common.ReplicaRef(id=self.name, incarnation=self.incarnation),
-            role=role,
+            role=role_to_wire(self.role),
             state=self.state,
             kv_abi=KV_ABI,
-            blocks_total=256,
+            blocks_total=self.blocks_total,
         )
 
     async def Prefill(
@@ -159,10 +161,8 @@ class FakeWorker(worker_grpc.WorkerServicer):
         spec = request.sequence
         with self._running():
             await self._act(word, "before", context)
-            await self._redeem(request, context)
-            yield worker.DecodeEvent(
-                attempt=spec.attempt, admitted=worker.Admitted(fetched_bytes=64, transport="gloo")
-            )
+            for event in await self._admit(request, context):
+                yield event
             sent = 0
             position = len(spec.token_ids)
             while True:
@@ -172,6 +172,22 @@ class FakeWorker(worker_grpc.WorkerServicer):
                 if self._finish(spec, position + 1):
                     return
                 position, sent = position + 1, sent + 1
+
+    async def _admit(
+        self, request: worker.DecodeRequest, context: grpc.aio.ServicerContext
+    ) -> list[worker.DecodeEvent]:
+        attempt = request.sequence.attempt
+        if request.HasField("ticket"):
+            await self._redeem(request, context)
+            admitted = worker.Admitted(fetched_bytes=64, transport="gloo")
+            return [worker.DecodeEvent(attempt=attempt, admitted=admitted)]
+        admitted = worker.Admitted(cached_tokens=2, admit_wait_s=0.5, transport="local")
+        progress = worker.Progress(computed_tokens=len(request.sequence.token_ids) - 1)
+        return [
+            worker.DecodeEvent(attempt=attempt, admitted=admitted),
+            worker.DecodeEvent(attempt=attempt, progress=progress),
+            worker.DecodeEvent(attempt=attempt, prefilled=worker.Prefilled(prefill_s=0.25)),
+        ]
 
     def _tokens(
         self, spec: worker.SequenceSpec, position: int, word: str
@@ -289,7 +305,7 @@ class Fleet:
     def __getitem__(self, name: str) -> FakeWorker:
         return self.workers[name]
 
-    async def add(self, name: str, role: str) -> FakeWorker:
+    async def add(self, name: str, role: RoleName) -> FakeWorker:
         fake = self.workers[name] = FakeWorker(self, name, role)
         await fake.start()
         return fake
@@ -339,7 +355,7 @@ LIMITS = Limits(
 
 @asynccontextmanager
 async def house(*names: str, limits: Limits = LIMITS) -> AsyncIterator[House]:
-    """`names` like "prefill-1" or "decode-1"; all up when the block begins."""
+    """`names` like "prefill-1" or "aggregated-1"; all up when the block begins."""
     fleet = Fleet()
     try:
         for name in names:

@@ -11,11 +11,13 @@ from router.config import Limits
 from tests.router.fleet import FakeWorker, House, house, request, token_at
 from workers.core.request import FinishReason, Request
 
-NAMES = ("prefill-1", "prefill-2", "decode-1", "decode-2")
+SPLIT = ("prefill-1", "prefill-2", "decode-1", "decode-2")
+MIXED = ("prefill-1", "decode-1", "aggregated-1")
 LIMITS = Limits(retry_attempts=60, retry_s=60.0, worker_wait_s=60.0, worker_silence_s=1.0)
 WORDS = {
     "prefill": ("ok", "ok", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "lose ticket", "die before"),
     "decode": ("ok", "ok", "UNAVAILABLE", "repeat", "old attempt", "skip", "die after 2"),
+    "aggregated": ("ok", "ok", "RESOURCE_EXHAUSTED", "old attempt", "skip", "die after 2"),
 }
 
 
@@ -23,7 +25,7 @@ async def trouble(inside: House, rng: random.Random) -> None:
     """Kills, drains and revives, one worker at a time."""
     while True:
         await asyncio.sleep(rng.uniform(0.01, 0.1))
-        fake = inside.fleet[rng.choice(NAMES)]
+        fake = inside.fleet[rng.choice(list(inside.fleet.workers))]
         fake.state = rng.choice(["ready", "ready", "draining"])
         if rng.random() < 0.3:
             await fake.kill()
@@ -52,10 +54,11 @@ async def client(inside: House, asked: Request, patience: int | None) -> None:
     await emissions.aclose()
 
 
+@pytest.mark.parametrize("names", [SPLIT, MIXED], ids=["split", "mixed"])
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_every_position_once_and_nothing_left(seed: int) -> None:
+async def test_every_position_once_and_nothing_left(seed: int, names: tuple[str, ...]) -> None:
     rng = random.Random(seed)
-    async with house(*NAMES, limits=LIMITS) as inside:
+    async with house(*names, limits=LIMITS) as inside:
         for fake in inside.fleet.workers.values():
             fake.script.extend(rng.choices(WORDS[fake.role], k=15))
         troubling = asyncio.create_task(trouble(inside, rng))

@@ -196,7 +196,9 @@ async def test_decode_is_lost_after_it_was_admitted(what: str, sent: int) -> Non
         await one.start()
         check_output(asked, await asking)
         first, again = inside.fleet["prefill-1"].calls
-        assert len(again.sequence.token_ids) == len(first.sequence.token_ids) + 1 + sent
+        arrived = len(again.sequence.token_ids) - len(first.sequence.token_ids) - 1
+        # What was still under way is lost with the connection of the one that dies.
+        assert arrived == sent if what == "silent" else 0 <= arrived <= sent
         assert again.sequence.attempt > first.sequence.attempt
         await inside.fleet.quiet()
 
@@ -237,7 +239,7 @@ async def test_full_workers_say_so() -> None:
 async def test_nobody_there() -> None:
     limits = Limits(worker_wait_s=0.1)
     async with house("decode-1", limits=limits) as inside:
-        with pytest.raises(Unavailable, match="no prefill worker"):
+        with pytest.raises(Unavailable, match="no worker is ready to prefill"):
             await inside.tokens(request())
 
 

@@ -17,7 +17,7 @@ from router import generation
 from router.admission import Admission
 from router.api import Call, ModelCard, Prompt
 from router.generation import RouterGenerator
-from tests.router.fleet import House, house
+from tests.router.fleet import House, house, until
 from workers.core.errors import ContextTooLong
 from workers.core.request import SamplingParams
 from workers.text import Tokenizer
@@ -33,17 +33,18 @@ class Inside:
     generator: RouterGenerator
 
     async def ask(self, prompt: Prompt) -> list[int]:
-        """The tokens that a prefill worker was given."""
+        """The tokens that the first worker in line was given."""
         params = SamplingParams(max_tokens=2, temperature=0.0)
         call = Call("demo", prompt, params, request_id="r")
         async for _ in self.generator.generate(call):
             pass
-        return list(self.house.fleet["prefill-1"].calls[-1].sequence.token_ids)
+        first = next(fake for fake in self.house.fleet.workers.values() if fake.calls)
+        return list(first.calls[-1].sequence.token_ids)
 
 
 @asynccontextmanager
-async def inside() -> AsyncIterator[Inside]:
-    async with house("prefill-1", "decode-1") as parts:
+async def inside(*names: str) -> AsyncIterator[Inside]:
+    async with house(*(names or ("prefill-1", "decode-1"))) as parts:
         tokenizer = Tokenizer.load(str(DEMO))
         generator = RouterGenerator(
             ModelCard("demo", 512, 0),
@@ -85,6 +86,27 @@ async def test_one_token_too_many_names_the_field(kind: str) -> None:
         with pytest.raises(ContextTooLong, match=r"has \d+ tokens") as caught:
             await it.ask(text if kind == "text" else chat(text))
         assert caught.value.param == ("prompt" if kind == "text" else "messages")
+
+
+@pytest.mark.parametrize("roomy", ["aggregated-1", "decode-1"])
+async def test_what_one_way_can_hold_is_taken(roomy: str) -> None:
+    names = ("aggregated-1", "prefill-1", "decode-1")
+    async with inside(*names) as it:
+        for fake in it.house.fleet.workers.values():
+            fake.blocks_total = 256 if fake.name in (roomy, "prefill-1") else 10
+
+        def known() -> bool:
+            return all(
+                r.load.blocks_total == it.house.fleet[r.id].blocks_total for r in it.house.pool
+            )
+
+        await until(known)
+        await it.ask([1] * 60)
+        assert it.house.fleet[roomy].calls
+        it.house.fleet[roomy].blocks_total = 10
+        await until(known)
+        with pytest.raises(ContextTooLong, match="KV memory is 40 tokens"):
+            await it.ask([1] * 60)
 
 
 async def test_long_texts_are_tokenised_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate
 
 import pytest
 import torch
 
+from workers.attention.backend import AttentionBackend
+from workers.attention.compiled_backend import CompiledBackend
 from workers.attention.context import ForwardContext
 from workers.attention.kv_cache import KVCache, KVShape
 from workers.attention.torch_backend import (
@@ -17,6 +21,7 @@ from workers.attention.torch_backend import (
     attention_groups,
     foreign_rows,
 )
+from workers.kernels.library import level, load_library
 
 CPU = torch.device("cpu")
 SHAPE = KVShape(layers=3, kv_heads=2, head_dim=8, block_size=4, dtype=torch.float32)
@@ -79,14 +84,18 @@ def new_context(
     step: list[tuple[int, int]], slots: torch.Tensor, block_tables: torch.Tensor
 ) -> ForwardContext:
     none = torch.tensor([], dtype=torch.int64)
+    starts = (0, *accumulate(queries for queries, _ in step))
+    lengths = tuple(length for _, length in step)
     return ForwardContext(
         token_ids=none,
         positions=none,
         slots=slots,
         block_tables=block_tables,
-        starts=(0, *accumulate(queries for queries, _ in step)),
-        lengths=tuple(length for _, length in step),
+        starts=starts,
+        lengths=lengths,
         sample_rows=none,
+        starts_tensor=torch.tensor(starts, dtype=torch.int32),
+        lengths_tensor=torch.tensor(lengths, dtype=torch.int32),
     )
 
 
@@ -99,7 +108,22 @@ STEPS = [
     [(7, 7)],
     [(5, 11)],
     [(1, 6), (1, 10), (6, 6), (3, 9), (1, 5), (2, 8)],
+    # More than the compiled ones take at once: a split of a decode, a tile of queries or of keys.
+    [(1, 255), (1, 256), (1, 600), (130, 130), (40, 333)],
 ]
+BACKENDS: dict[str, Callable[[KVCache], AttentionBackend]] = {
+    "torch": TorchBackend,
+    "compiled": CompiledBackend,
+    "compiled decodes": lambda cache: CompiledBackend(cache, TorchBackend(cache)),
+}
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Callable[[KVCache], AttentionBackend]:
+    if request.param != "torch" and not load_library():
+        assert shutil.which("g++") is None or level() is None, "make install has not built it"
+        pytest.skip("no compiler, or not an x86 CPU with AVX2")
+    return BACKENDS[request.param]
 
 
 @pytest.mark.parametrize("left", [0.0, float("nan")], ids=["clean", "poisoned"])
@@ -107,16 +131,21 @@ STEPS = [
 @pytest.mark.parametrize("heads", [2, 6])
 @pytest.mark.parametrize("step", STEPS)
 def test_attention_over_pages(
-    step: list[tuple[int, int]], heads: int, dtype: torch.dtype, left: float
+    step: list[tuple[int, int]],
+    heads: int,
+    dtype: torch.dtype,
+    left: float,
+    backend: Callable[[KVCache], AttentionBackend],
 ) -> None:
     """`left`: what stands wherever these sequences have not written."""
     torch.manual_seed(len(step))
-    cache = KVCache(replace(SHAPE, dtype=dtype), 40, CPU)
+    shape = replace(SHAPE, dtype=dtype, head_dim=32)
+    cache = KVCache(shape, 420, CPU)
     cache.pages.fill_(left)
     accuracy = 1e-5 if dtype is torch.float32 else 2e-2
-    free = random.Random(1).sample(range(40), 40)
+    free = random.Random(1).sample(range(420), 420)
     tables = [[free.pop() for _ in range(-(-length // 4))] for _, length in step]
-    history = [(torch.randn(n, 2, 8).to(dtype), torch.randn(n, 2, 8).to(dtype)) for _, n in step]
+    history = [tuple(torch.randn(2, length, 2, 32).to(dtype)) for _, length in step]
     for table, (keys, values) in zip(tables, history, strict=True):
         slots = torch.tensor([table[i // 4] * 4 + i % 4 for i in range(len(keys))])
         cache.write(2, cache.token_rows(slots), keys, values)
@@ -129,12 +158,12 @@ def test_attention_over_pages(
     context = new_context(
         step,
         torch.tensor(slots),
-        torch.tensor([table + table[:1] * (9 - len(table)) for table in tables]),
+        torch.tensor([table + table[:1] * (150 - len(table)) for table in tables]).int(),
     )
     starts = context.starts
-    query = torch.randn(starts[-1], heads, 8).to(dtype)
+    query = torch.randn(starts[-1], heads, 32).to(dtype)
     new = [(k[n - q :], v[n - q :]) for (q, n), (k, v) in zip(step, history, strict=True)]
-    plan = TorchBackend(cache).plan(context)
+    plan = backend(cache).plan(context)
     got = plan.attend(2, query, torch.cat([k for k, _ in new]), torch.cat([v for _, v in new]))
 
     for i, (keys, values) in enumerate(history):

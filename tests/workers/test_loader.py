@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.checkpoints import Oracle, make_checkpoint
 from workers.core.errors import CheckpointError
+from workers.kernels.torch_kernels import TorchKernels
+from workers.layers.build import Build
 from workers.models.checkpoint import open_checkpoint
 from workers.models.config import load_config
 from workers.models.decoder import Decoder
@@ -27,7 +29,8 @@ CPU = torch.device("cpu")
 
 def load(directory: Path, dtype: torch.dtype = torch.float32, **options: Any) -> Decoder:
     checkpoint = open_checkpoint(directory)
-    return load_decoder(checkpoint, load_config(directory), dtype=dtype, device=CPU, **options)
+    build = Build(dtype, CPU, TorchKernels())
+    return load_decoder(checkpoint, load_config(directory), build, **options)
 
 
 @pytest.fixture(scope="module")

@@ -127,8 +127,8 @@ def test_rotation_is_hugging_faces(tmp_path: Path, rope: dict[str, Any], head_di
     want, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](theirs, torch.device("cpu"))
     torch.testing.assert_close(inverse_frequencies(head_dim, config.rope), want)
     rotary = RotaryEmbedding(head_dim, config.rope, torch.device("cpu"))
-    rotation = rotary(torch.tensor([0]), torch.float32)
-    torch.testing.assert_close(rotation.cos, torch.full((1, 1, head_dim // 2), float(scale)))
+    rotation = rotary(torch.tensor([0]))
+    torch.testing.assert_close(rotation.cos, torch.full((1, head_dim // 2), float(scale)))
 
 
 @pytest.mark.parametrize(

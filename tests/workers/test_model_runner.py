@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import threading
+from array import array
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def new_sequence(*tokens: int) -> Sequence:
     sequence = Sequence(Request("r", tokens, len(tokens), GREEDY), BlockHasher(b"", 4))
-    sequence.blocks = [3, 1]
+    sequence.blocks = array("i", [3, 1])
     return sequence
 
 
@@ -125,7 +126,7 @@ async def test_what_freed_pages_hold_changes_nothing(directory: Path, dtype: str
             prompt = tuple(range(length))
             request = Request(f"r{length}", prompt, length, params)
             sequences.append(Sequence(request, BlockHasher(b"", 4)))
-            sequences[-1].blocks = blocks
+            sequences[-1].blocks = array("i", blocks)
         prefill = [Chunk(seq, 0, len(seq.tokens) - 1, False) for seq in sequences]
         await runner.execute(Batch(tuple(prefill)))
         decode = [Chunk(seq, len(seq.tokens) - 1, 1, True) for seq in sequences]
@@ -175,7 +176,7 @@ async def test_a_bad_sequence_ends_alone(
                 if name == "bad" and spoil:
                     await engine.step()
                     await engine.step()
-                    runner.pages.pages[seq.blocks] = float("nan")
+                    runner.pages.pages[list(seq.blocks)] = float("nan")
             while engine.has_work:
                 await engine.step()
                 engine.check_integrity()
@@ -211,7 +212,7 @@ def test_dtype_of_the_config_and_else_of_the_weights(directory: Path, tmp_path: 
     for dtype, expected in [("bfloat16", torch.bfloat16), (None, torch.float32)]:
         (copy / "config.json").write_text(json.dumps(config | {"dtype": dtype}))
         runner = load_runner(str(copy), auto, device="cpu")
-        assert runner.decoder.dtype is expected
+        assert runner.decoder.head.dtype is expected
 
 
 def test_pool_size_without_a_wish() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 def new_sequence(tokens: list[int], blocks: list[int], name: str = "a") -> Sequence:
     request = Request(name, tuple(tokens), len(tokens), SamplingParams(temperature=0.0))
     sequence = Sequence(request, BlockHasher(b"", BLOCK))
-    sequence.blocks = blocks
+    sequence.blocks = array("i", blocks)
     return sequence
 
 

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from tests.checkpoints import make_checkpoint
 from workers.config import EngineConfig
+from workers.kernels.torch_kernels import TorchKernels
+from workers.layers.build import Build
 from workers.layers.linear import Linear
 from workers.llm import LLM, SamplingParams
 from workers.runner.load import load_runner
@@ -21,7 +23,7 @@ CAN_PACK = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 @pytest.mark.parametrize("rows", [1, 3, 32, 200, 513])
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_packed_product_is_the_plain_one_bit_for_bit(rows: int, bias: bool) -> None:
-    linear = Linear(96, {"a": 64, "b": 32}, bias=bias, dtype=torch.bfloat16, device=CPU)
+    linear = Linear(96, {"a": 64, "b": 32}, Build(torch.bfloat16, CPU, TorchKernels()), bias=bias)
     assert linear.weight is not None
     weight = linear.weight.normal_().clone()
     if linear.bias is not None:
@@ -35,7 +37,7 @@ def test_a_packed_product_is_the_plain_one_bit_for_bit(rows: int, bias: bool) ->
 
 
 def test_float32_stays_as_it_is() -> None:
-    linear = Linear(8, {"a": 8}, bias=False, dtype=torch.float32, device=CPU)
+    linear = Linear(8, {"a": 8}, Build(torch.float32, CPU, TorchKernels()), bias=False)
     linear.pack()
     assert linear.weight is not None
 

@@ -92,7 +92,7 @@ def test_the_draw_is_the_inverse_cdf_at_the_generators_number() -> None:
 @pytest.mark.parametrize("spread", [0.01, 3.0])
 @pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999])
 def test_top_p_keeps_the_smallest_sufficient_set(vocab: int, spread: float, top_p: float) -> None:
-    """The flat distributions leave the top-k ladder and reach the bisection."""
+    """The flat distributions need more than the likeliest few: all tokens are looked at."""
     logits = random_logits(3, vocab=vocab)[0] * spread
     probs, order = logits.double().softmax(-1).sort(descending=True)
     kept = int((probs.cumsum(-1) < top_p).sum()) + 1
@@ -128,6 +128,41 @@ def test_top_p_counts_the_mass_that_top_k_left() -> None:
     left = logits[:3].softmax(-1)
     assert float(left[0]) < 0.7 < float(left[:2].sum())
     assert set(frequencies(logits, draws=300, top_k=3, top_p=0.7)) == {0, 1}
+
+
+@pytest.mark.parametrize("floor", [{"top_k": 3000}, {"min_p": 0.25}])
+def test_top_p_of_a_flat_distribution_counts_what_others_left(floor: dict[str, Any]) -> None:
+    logits = random_logits(12, vocab=20_000)[0] * 0.2
+    probs, order = logits.double().softmax(-1).sort(descending=True)
+    probs = probs[:3000] if "top_k" in floor else probs[probs >= 0.25 * probs[0]]
+    assert 1000 < len(probs) < 20_000
+    kept = int((probs.cumsum(-1) < 0.9 * probs.sum()).sum()) + 1
+    counts = frequencies(logits, draws=400, top_p=0.9, **floor)
+    assert set(counts) <= set(order[:kept].tolist())
+    assert set(counts) & set(order[kept * 9 // 10 : kept].tolist()), "and no smaller set"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_large_vocabulary_is_sampled_a_few_rows_at_a_time(dtype: torch.dtype) -> None:
+    vocab = 150_001
+    logits = random_logits(13, rows=9, vocab=vocab).to(dtype)
+    kinds: list[dict[str, Any]] = [
+        {"temperature": 0.0},
+        {"seed": 1},
+        {"temperature": 0.0, "repetition_penalty": 1.5, "logprobs": 2},
+        {"seed": 2, "top_p": 0.9},
+        {"seed": 3, "top_k": 40, "top_p": 0.8},
+        {"seed": 4, "min_p": 0.1, "logit_bias": {7: 1.0}},
+        {"temperature": 0.0},
+        {"seed": 5, "frequency_penalty": 0.5},
+        {"seed": 6, "temperature": 0.5},
+    ]
+    seqs = [sequence(**kind) for kind in kinds]
+    together = sample(logits, seqs)
+    assert together == [sample(logits[i : i + 1], [seq])[0] for i, seq in enumerate(seqs)]
+    assert len({token.id for token in together}) > 5
+    for row in (0, 6):
+        assert together[row].id == int(logits[row].argmax())
 
 
 def test_repetition_penalty_equals_transformers() -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workers.kernels.huge_pages import huge_zeros
+
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
@@ -41,10 +43,13 @@ class KVCache:
         self.block_bytes = shape.block_bytes
         # Zeros, not empty: a last block travels whole, and must not carry what this process had
         # in that memory before.
-        self.pages = torch.zeros(
-            (num_blocks, shape.layers, 2, shape.block_size, shape.kv_heads, shape.head_dim),
-            dtype=shape.dtype,
-            device=device,
+        num_bytes = num_blocks * shape.block_bytes
+        if device.type == "cpu":
+            memory = huge_zeros(num_bytes)
+        else:
+            memory = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+        self.pages = memory.view(shape.dtype).view(
+            (num_blocks, shape.layers, 2, shape.block_size, shape.kv_heads, shape.head_dim)
         )
         width = shape.kv_heads * shape.head_dim
         self._tokens = self.pages.view(-1, width)

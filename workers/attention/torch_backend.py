@@ -59,8 +59,12 @@ class TorchPlan:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         self._cache.write(layer, self._token_rows, key, value)
-        outputs = [self._attend_part(layer, part, query, key, value) for part in self._parts]
+        outputs = self.read(layer, query, key, value)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def read(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+        """attend() where the pages are written already; one output for each part."""
+        return [self._attend_part(layer, part, query, key, value) for part in self._parts]
 
     def _attend_part(
         self, layer: int, part: Part, query: Tensor, key: Tensor, value: Tensor
@@ -105,8 +109,9 @@ class TorchBackend:
         self._cache = cache
         self._scratch = Scratch(cache.device)
 
-    def plan(self, context: ForwardContext) -> TorchPlan:
-        groups = attention_groups(context)
+    def plan(self, context: ForwardContext, first: int = 0) -> TorchPlan:
+        """`first`: the chunk to begin with; those before it are somebody else's."""
+        groups = [group for group in attention_groups(context) if group.start >= first]
         # The biases of a step live side by side: every layer uses them all.
         sizes = [_bias_size(context, group) for group in groups]
         arena = self._scratch.take("bias", (sum(sizes),), self._cache.shape.dtype).zero_()

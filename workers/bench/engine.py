@@ -1,7 +1,8 @@
 """`kvasir bench engine`: one engine without network, each figure beside its limit of the same run.
 
-Decode's limit is bytes that must move (weights once, the KV of every sequence) over the measured
-read bandwidth; prefill's is its matrix products at the measured rates of their shapes.
+The limit of a step is a roofline: bytes that must move (weights once, the KV of every sequence)
+over the measured read bandwidth, or its matrix products at the measured rate of so many rows,
+whichever takes longer.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import math
 import statistics
+from array import array
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
 
 from workers.bench.limits import MatmulRates, read_bandwidth
+from workers.bench.noop import noop_runner
 from workers.core.batch import Batch, Chunk
 from workers.core.clock import Clock, SystemClock
 from workers.core.errors import KvasirError
@@ -26,6 +29,10 @@ from workers.runner.model_runner import ModelRunner
 
 WARM_STEPS = 2
 DECODE_STEPS = 8
+PREFILL_REPEATS = 3
+PREFILL_S = 10.0  # of one length, unless once takes longer
+NOOP_CONTEXT = 1024
+NOOP_STEPS = 100
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
 
 
@@ -65,9 +72,10 @@ class EngineBench:
 
     def machine(self) -> Iterator[Row]:
         yield Row("machine/read", self._bandwidth / 1e9, "GB/s", None, None)
-        outputs, inputs = max(self._matrices, key=math.prod)
-        rate = self._rates.flops(self._step_tokens, inputs, outputs)
-        yield Row(f"machine/matmul/t{self._step_tokens}", rate / 1e12, "TFLOP/s", None, None)
+        _, inputs = max(self._matrices, key=math.prod)
+        for rows in (1, 8, self._step_tokens):
+            rate = self._rates.flops(rows, inputs)
+            yield Row(f"machine/matmul/t{rows}", rate / 1e9, "GFLOP/s", None, None)
 
     def fits(self, batch: int, tokens: int) -> bool:
         """Whether the pool and the context hold `batch` sequences of `tokens`."""
@@ -79,59 +87,103 @@ class EngineBench:
 
     async def decode(self, batch: int, context: int) -> Row:
         """Milliseconds of one step of `batch` sequences with `context` tokens each."""
-        total = WARM_STEPS + DECODE_STEPS
-        sequences = [self._sequence(i, context, context + total) for i in range(batch)]
-        seconds = []
-        for _ in range(total):
-            chunks = tuple(Chunk(s, len(s.tokens) - 1, 1, sample=True) for s in sequences)
-            began = self._clock.now()
-            output = await self._runner.execute(Batch(chunks))
-            seconds.append(self._clock.now() - began)
-            for sequence, token in zip(sequences, output.tokens, strict=True):
-                if isinstance(token, KvasirError):
-                    raise token
-                sequence.tokens.append(token.id)
-        value = statistics.median(seconds[WARM_STEPS:])
-        limit = self._decode_bytes(batch * context) / self._bandwidth
+        sequences = self._sequences(batch, context)
+        value = await self._step_seconds(sequences)
+        limit = self._limit(batch, batch * context, sampled=batch)
         return Row(f"decode/b{batch}/c{context}", value * 1e3, "ms", limit * 1e3, limit / value)
+
+    async def mixed(self, batch: int, context: int, tokens: int) -> Row:
+        """Milliseconds of one step of `batch` decodes and a chunk of a prompt, `tokens` long,
+        behind as many tokens as each decode has: what the others wait when a prompt comes."""
+        *decodes, prompt = self._sequences(batch + 1, context, room=tokens)
+        chunk = Chunk(prompt, context, tokens, sample=False)
+        prompt.tokens += prompt.tokens[:1] * tokens
+        value = await self._step_seconds(decodes, chunk)
+        limit = self._limit(batch + tokens, (batch + 1) * context + tokens, sampled=batch)
+        name = f"mixed/b{batch}/c{context}/t{tokens}"
+        return Row(name, value * 1e3, "ms", limit * 1e3, limit / value)
 
     async def prefill(self, tokens: int) -> Row:
         """Tokens a second of one prompt, in chunks of step_tokens."""
         sequence = self._sequence(0, tokens, tokens)
-        began = self._clock.now()
+        chunks = []
         for start in range(0, tokens, self._step_tokens):
             count = min(self._step_tokens, tokens - start)
-            chunk = Chunk(sequence, start, count, sample=start + count == tokens)
-            await self._runner.execute(Batch((chunk,)))
-        value = tokens / (self._clock.now() - began)
-        limit = tokens / self._prefill_seconds(tokens)
+            chunks.append(Chunk(sequence, start, count, sample=start + count == tokens))
+        seconds: list[float] = []
+        while len(seconds) < PREFILL_REPEATS and sum(seconds) < PREFILL_S:
+            began = self._clock.now()
+            for chunk in chunks:
+                await self._runner.execute(Batch((chunk,)))
+            seconds.append(self._clock.now() - began)
+        value = tokens / statistics.median(seconds)
+        limit = tokens / sum(
+            self._limit(chunk.num_tokens, chunk.end, sampled=int(chunk.sample)) for chunk in chunks
+        )
         return Row(f"prefill/t{tokens}", value, "tok/s", limit, value / limit)
 
     async def outside(self, batch: int) -> Row:
-        """Share of a decode step that is not the model: schedule, inputs, update, event loop."""
+        """Share of a decode step that is not the model: schedule, inputs, sampling, update, event
+        loop."""
+        steps = await self._engine_steps(self._runner, batch, prompt_len=9)
+        share = statistics.median(1.0 - forward / step for step, forward in steps)
+        return Row(f"outside/b{batch}", share * 100, "% of the step", 5.0, 5.0 / (share * 100))
+
+    async def outside_noop(self, batch: int, context: int = NOOP_CONTEXT) -> Row:
+        """Milliseconds of a decode step where the model costs nothing. Its limit: 1 ms, and what
+        reading the logits takes, since sampling must see each once."""
+        info = self._runner.info
+        tokens = context + WARM_STEPS + NOOP_STEPS + 2
+        runner = noop_runner(info, self._dtype, self._block_size, batch=batch, tokens=tokens)
+        steps = await self._engine_steps(runner, batch, prompt_len=context, measured=NOOP_STEPS)
+        await runner.close()
+        value = statistics.median(step for step, _ in steps)
+        limit = 1e-3 + batch * info.vocab_size * self._dtype.itemsize / self._bandwidth
+        return Row(f"outside/b{batch}/noop", value * 1e3, "ms", limit * 1e3, limit / value)
+
+    async def _engine_steps(
+        self, runner: ModelRunner, batch: int, *, prompt_len: int, measured: int = DECODE_STEPS
+    ) -> list[tuple[float, float]]:
+        """Seconds of decode steps of an engine over `runner`, and of the forward in each."""
         engine = Engine(
-            self._runner,
+            runner,
             block_size=self._block_size,
-            step_tokens=self._step_tokens,
+            step_tokens=batch * prompt_len,  # all are admitted at once
             max_seqs=batch,
         )
-        prompt = tuple(range(1, 9))
         for i in range(batch):
-            engine.add(Request(f"r{i}", (i + 1, *prompt), len(prompt) + 1, GREEDY))
-        while len(engine.scheduler.running) < batch or engine.scheduler.waiting:
-            await engine.step()
+            prompt = tuple((i + j) % runner.info.vocab_size for j in range(prompt_len))
+            engine.add(Request(f"r{i}", prompt, len(prompt), GREEDY))
         await engine.step()
-        shares = []
-        for _ in range(WARM_STEPS + DECODE_STEPS):
-            forward = self._runner.forward_seconds
+        steps = []
+        for _ in range(WARM_STEPS + measured):
+            forward = runner.forward_seconds
             began = self._clock.now()
-            await engine.step()
+            updates = await engine.step()
             step = self._clock.now() - began
-            shares.append(1.0 - (self._runner.forward_seconds - forward) / step)
+            steps.append((step, runner.forward_seconds - forward))
+            assert len(updates) == batch, "not everybody decodes"
         for seq in list(engine.scheduler.running):
             engine.abort(seq)
-        share = statistics.median(shares[WARM_STEPS:])
-        return Row(f"outside/b{batch}", share * 100, "% of the step", 5.0, 5.0 / (share * 100))
+        return steps[WARM_STEPS:]
+
+    async def _step_seconds(self, decodes: list[Sequence], *prefills: Chunk) -> float:
+        """The median step that decodes each of `decodes` once more and computes `prefills`."""
+        seconds = []
+        for _ in range(WARM_STEPS + DECODE_STEPS):
+            chunks = [Chunk(s, len(s.tokens) - 1, 1, sample=True) for s in decodes]
+            began = self._clock.now()
+            output = await self._runner.execute(Batch((*chunks, *prefills)))
+            seconds.append(self._clock.now() - began)
+            for sequence, token in zip(decodes, output.tokens, strict=True):
+                if isinstance(token, KvasirError):
+                    raise token
+                sequence.tokens.append(token.id)
+        return statistics.median(seconds[WARM_STEPS:])
+
+    def _sequences(self, count: int, num_tokens: int, *, room: int = 0) -> list[Sequence]:
+        room = num_tokens + max(room, WARM_STEPS + DECODE_STEPS)
+        return [self._sequence(i, num_tokens, room) for i in range(count)]
 
     def _sequence(self, index: int, num_tokens: int, room: int) -> Sequence:
         """A sequence of random tokens with pages of its own for `room` tokens."""
@@ -142,22 +194,20 @@ class EngineBench:
         request = Request(f"bench-{index}", tuple(tokens), num_tokens, GREEDY)
         sequence = Sequence(request, BlockHasher(b"", self._block_size))
         pages = -(-room // self._block_size)
-        sequence.blocks = list(range(index * pages, (index + 1) * pages))
+        sequence.blocks = array("i", range(index * pages, (index + 1) * pages))
         return sequence
 
-    def _decode_bytes(self, kv_tokens: int) -> float:
-        weights = sum(map(math.prod, [*self._matrices, self._head]))
+    def _limit(self, rows: int, kv_tokens: int, *, sampled: int) -> float:
+        """Seconds of a step at best: the larger of what memory and arithmetic take. All weights and
+        the KV of `kv_tokens` are read once; `rows` go through the layers, `sampled` through the
+        head. Attention's own operations are left out."""
+        weights = sum(map(math.prod, self._matrices)) + (math.prod(self._head) if sampled else 0)
         kv = kv_tokens * self._runner.info.kv_bytes_per_token
-        return float(weights * self._dtype.itemsize + kv)
-
-    def _prefill_seconds(self, tokens: int) -> float:
-        """The layers' products, chunk by chunk, and the head's for one token. Attention's own are
-        left out: they are what is not yet limited by products at these lengths."""
-        chunks = [
-            min(self._step_tokens, tokens - start) for start in range(0, tokens, self._step_tokens)
-        ]
-        layers = sum(self._rates.seconds(rows, self._matrices) for rows in chunks)
-        return layers + self._rates.seconds(1, [self._head])
+        memory = (weights * self._dtype.itemsize + kv) / self._bandwidth
+        products = self._rates.seconds(rows, self._matrices)
+        if sampled:
+            products += self._rates.seconds(sampled, [self._head])
+        return max(memory, products)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +217,13 @@ class Plan:
     prefill: tuple[int, ...] = (128, 512, 2048, 8192)
     batches: tuple[int, ...] = (1, 4, 8, 16, 32, 64)
     contexts: tuple[int, ...] = (128, 1024, 4096)
+    mixed: tuple[tuple[int, int, int], ...] = ((8, 1024, 256), (8, 1024, 512))
     outside: tuple[int, ...] = (1, 8, 64)
 
 
 def measure(bench: EngineBench, plan: Plan) -> Iterator[Row]:
     """Blocking; rows as they are measured."""
+    steps = WARM_STEPS + DECODE_STEPS
     yield from bench.machine()
     with asyncio.Runner() as loop:
         for tokens in plan.prefill:
@@ -179,7 +231,11 @@ def measure(bench: EngineBench, plan: Plan) -> Iterator[Row]:
                 yield loop.run(bench.prefill(tokens))
         for context in plan.contexts:
             for batch in plan.batches:
-                if bench.fits(batch, context + WARM_STEPS + DECODE_STEPS):
+                if bench.fits(batch, context + steps):
                     yield loop.run(bench.decode(batch, context))
+        for batch, context, tokens in plan.mixed:
+            if bench.fits(batch + 1, context + max(tokens, steps)):
+                yield loop.run(bench.mixed(batch, context, tokens))
         for batch in plan.outside:
             yield loop.run(bench.outside(batch))
+        yield loop.run(bench.outside_noop(max(plan.outside)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from workers.core.hashing import BlockHasher
 
@@ -63,8 +65,7 @@ class Request:
     cache_salt: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class SampledToken:
+class SampledToken(NamedTuple):
     """`position` is the index in prompt + output. `top_logprobs` = ((token, logprob), ...)."""
 
     id: int
@@ -99,7 +100,7 @@ class Sequence:
         self.hasher = hasher
         self.hold = hold
         self.status = SequenceStatus.WAITING
-        self.blocks: list[int] = []
+        self.blocks: array[int] = array("i")  # not a list: a step copies the ids of every sequence
         self.num_computed = 0
         self.num_cached = 0
         self.num_committed = 0  # leading blocks that stand in the hash table

@@ -6,6 +6,7 @@ Pages of a batch in flight are never given back before update() or fail() for th
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Callable
 
@@ -178,7 +179,7 @@ class Scheduler:
             return True
         if self.pool.num_available == 0:
             return False
-        seq.blocks += self.pool.allocate(1)
+        seq.blocks.extend(self.pool.allocate(1))
         return True
 
     def _chunk(self, seq: Sequence, budget: int) -> Chunk:
@@ -214,7 +215,7 @@ class Scheduler:
         if not self.pool.fits(matched, missing + spare):
             return False
         self.pool.acquire(matched)
-        seq.blocks = matched + self.pool.allocate(missing)
+        seq.blocks = array("i", matched + self.pool.allocate(missing))
         seq.num_cached = seq.num_computed = len(matched) * self.pool.block_size
         seq.num_committed = len(matched)
         self.query_tokens += len(seq.tokens)
@@ -222,11 +223,13 @@ class Scheduler:
         return True
 
     def _commit(self, seq: Sequence) -> None:
-        seq.hasher.extend(seq.tokens)
         full = seq.num_computed // self.pool.block_size
+        if full <= seq.num_committed:
+            return  # most decode steps: no block has become full
+        seq.hasher.extend(seq.tokens)
         for index in range(seq.num_committed, full):
             self.pool.commit(seq.blocks[index], seq.hasher.ids[index])
-        seq.num_committed = max(seq.num_committed, full)
+        seq.num_committed = full
 
     def _append(self, seq: Sequence, token: SampledToken) -> SequenceUpdate:
         seq.tokens.append(token.id)
@@ -262,7 +265,7 @@ class Scheduler:
 
     def _give_back(self, seq: Sequence) -> None:
         self.pool.release(seq.blocks)
-        seq.blocks = []
+        seq.blocks = array("i")
         seq.num_computed = seq.num_committed = 0
 
     def _move(self, seq: Sequence, to: SequenceStatus) -> None:

@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from workers.attention.backend import AttentionPlan
+from workers.layers.build import Build
 from workers.layers.linear import Linear
 from workers.layers.rotary import Rotation
-from workers.layers.weights import Target, Targets, new_parameter
+from workers.layers.weights import Target, Targets
 from workers.models.config import ModelConfig
 
 
 class Attention(nn.Module):
-    def __init__(
-        self, layer: int, config: ModelConfig, *, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, layer: int, config: ModelConfig, build: Build) -> None:
         super().__init__()
         self.layer = layer
         self.heads, self.kv_heads = config.num_heads, config.num_kv_heads
         self.head_dim = width = config.head_dim
-        self.qkv = Linear(
-            config.hidden_size,
-            {"q_proj": self.heads * width, "k_proj": self.kv_heads * width}
-            | {"v_proj": self.kv_heads * width},
-            bias=config.qkv_bias,
-            dtype=dtype,
-            device=device,
-        )
-        self.output = Linear(
-            self.heads * width,
-            {"o_proj": config.hidden_size},
-            bias=config.output_bias,
-            dtype=dtype,
-            device=device,
-        )
-        self.norm: QKNorm | None = None
-        if config.qk_norm:
-            self.norm = QKNorm(config, dtype=dtype, device=device)
+        queries, keys = self.heads * width, self.kv_heads * width
+        stacked = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
+        self.qkv = Linear(config.hidden_size, stacked, build, bias=config.qkv_bias)
+        output = {"o_proj": config.hidden_size}
+        self.output = Linear(queries, output, build, bias=config.output_bias)
+        self.norm = QKNorm(config, build) if config.qk_norm else None
+        self._eps = config.rms_norm_eps
+        self._kernels = build.kernels
 
     def forward(self, x: Tensor, rotation: Rotation, plan: AttentionPlan) -> Tensor:
         """x: [T, hidden] -> [T, hidden]."""
@@ -46,9 +33,9 @@ class Attention(nn.Module):
         qkv = self.qkv(x).view(-1, heads + 2 * kv_heads, self.head_dim)
         # Queries and keys are treated alike, so they stay one tensor until attention.
         qk, value = qkv.split((heads + kv_heads, kv_heads), dim=1)
-        if self.norm is not None:
-            qk = self.norm(qk)
-        query, key = rotation.apply(qk).split((heads, kv_heads), dim=1)
+        weight = None if self.norm is None else self.norm.weight
+        qk = self._kernels.rotate(qk, rotation.cos, rotation.sin, weight, self._eps)
+        query, key = qk.split((heads, kv_heads), dim=1)
         out = plan.attend(self.layer, query, key, value)  # [T, H, D]
         return self.output(out.flatten(1))
 
@@ -58,19 +45,14 @@ class Attention(nn.Module):
 
 
 class QKNorm(nn.Module):
-    """Qwen3's RMS norm over each head of queries and keys; one weight for all heads of a kind,
-    repeated so that both are normalised in one operation."""
+    """Weights of Qwen3's RMS norm over each head of queries and keys: one for all heads of a kind,
+    repeated so that both are normalised in the operation that rotates them."""
 
-    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: ModelConfig, build: Build) -> None:
         super().__init__()
         heads = config.num_heads + config.num_kv_heads
-        self.weight = new_parameter(heads, config.head_dim, dtype=dtype, device=device)
+        self.weight = build.parameter(heads, config.head_dim)
         self.num_query_heads = config.num_heads
-        self.eps = config.rms_norm_eps
-
-    def forward(self, qk: Tensor) -> Tensor:
-        """[T, heads + kv_heads, head_dim]."""
-        return F.rms_norm(qk, (qk.shape[-1],), None, self.eps) * self.weight
 
     def targets(self, prefix: str) -> Targets:
         query, key = self.weight.data.tensor_split((self.num_query_heads,))

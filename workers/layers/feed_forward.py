@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from workers.layers.build import Build
 from workers.layers.linear import Linear
 from workers.layers.weights import Targets
 from workers.models.config import ModelConfig
 
 
 class FeedForward(nn.Module):
-    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: ModelConfig, build: Build) -> None:
         super().__init__()
-        inner = config.intermediate_size
-        self.gate_up = Linear(
-            config.hidden_size,
-            {"gate_proj": inner, "up_proj": inner},
-            bias=config.mlp_bias,
-            dtype=dtype,
-            device=device,
-        )
-        self.down = Linear(
-            inner,
-            {"down_proj": config.hidden_size},
-            bias=config.mlp_bias,
-            dtype=dtype,
-            device=device,
-        )
+        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_up = Linear(width, {"gate_proj": inner, "up_proj": inner}, build, bias=bias)
+        self.down = Linear(inner, {"down_proj": width}, build, bias=bias)
+        self._kernels = build.kernels
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, hidden] -> [T, hidden]."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate).mul_(up))
+        return self.down(self._kernels.silu_mul(self.gate_up(x)))
 
     def targets(self, prefix: str) -> Targets:
         return self.gate_up.targets(prefix) | self.down.targets(prefix)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from workers.layers.weights import Target, Targets, new_parameter
-
-PACK_ROWS = 512  # rows that the packed layout is chosen for; it is as good for one
+from workers.kernels.api import Product
+from workers.layers.build import Build
+from workers.layers.weights import Target, Targets
 
 
 class Linear(nn.Module):
@@ -18,42 +17,30 @@ class Linear(nn.Module):
     several that read the same x are one matrix product."""
 
     def __init__(
-        self,
-        inputs: int,
-        outputs: Mapping[str, int],
-        *,
-        bias: bool,
-        dtype: torch.dtype,
-        device: torch.device,
+        self, inputs: int, outputs: Mapping[str, int], build: Build, *, bias: bool
     ) -> None:
         super().__init__()
         self.outputs = dict(outputs)
         width = sum(outputs.values())
         self.shape = (width, inputs)
-        self.dtype = dtype
-        self.weight: Tensor | None = new_parameter(width, inputs, dtype=dtype, device=device)
-        self.bias = new_parameter(width, dtype=dtype, device=device) if bias else None
-        self._packed: Tensor | None = None
+        self.dtype = build.dtype
+        self.weight: Tensor | None = build.parameter(width, inputs)
+        self.bias = build.parameter(width) if bias else None
+        self._kernels = build.kernels
+        self._product: Product | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., sum of the output widths]."""
-        if self._packed is not None:
-            return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        if self._product is not None:
+            return self._product(x)
         assert self.weight is not None
         return F.linear(x, self.weight, self.bias)
 
     def pack(self) -> None:
-        """Lay loaded weights out as oneDNN reads them, once instead of at every product, and let go
-        of the plain ones: the same numbers in 0.65 to 0.9 of the time up to 512 rows. Only for
-        bfloat16 on CPUs that have instructions for it."""
-        weight = self.weight
-        assert weight is not None, "packed twice"
-        if (
-            weight.device.type == "cpu"
-            and weight.dtype is torch.bfloat16
-            and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        ):
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.data, PACK_ROWS)
+        """Lay loaded weights out as they are read fastest, and let go of the plain ones."""
+        assert self.weight is not None, "packed twice"
+        self._product = self._kernels.pack(self.weight.data, self.bias)
+        if self._product is not None:
             self.weight = None
 
     def targets(self, prefix: str) -> Targets:

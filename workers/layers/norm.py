@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from workers.layers.weights import Targets, new_parameter, whole
+from workers.layers.build import Build
+from workers.layers.weights import Targets, whole
 
 
 class RMSNorm(nn.Module):
-    def __init__(self, width: int, eps: float, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, width: int, eps: float, build: Build) -> None:
         super().__init__()
-        self.weight = new_parameter(width, dtype=dtype, device=device)
+        self.weight = build.parameter(width)
         self.eps = eps
+        self._kernels = build.kernels
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+    def forward(self, x: Tensor | None, residual: Tensor) -> Tensor:
+        """Adds x [T, width], what the layer before has computed, to the residual stream in place,
+        and normalises the sum."""
+        return self._kernels.add_rms_norm(x, residual, self.weight, self.eps)
 
     def targets(self, prefix: str) -> Targets:
         return {f"{prefix}.weight": whole(self.weight)}

@@ -13,17 +13,10 @@ from workers.models.config import RopeConfig
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """Cosine and sine of a step's positions, [T, 1, head_dim / 2], in the model's dtype."""
+    """Cosine and sine of a step's positions, float32 [T, head_dim / 2]."""
 
     cos: Tensor
     sin: Tensor
-
-    def apply(self, x: Tensor) -> Tensor:
-        """Rotate x [T, heads, head_dim]; halves are paired as Hugging Face checkpoints expect."""
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat(
-            (first * self.cos - second * self.sin, second * self.cos + first * self.sin), dim=-1
-        )
 
 
 class RotaryEmbedding:
@@ -34,10 +27,9 @@ class RotaryEmbedding:
         self._inverse = inverse_frequencies(head_dim, config).to(device)
         self._scale = _attention_scale(config)
 
-    def __call__(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
-        angles = positions[:, None, None].float() * self._inverse  # [T, 1, D/2]
-        cos, sin = angles.cos() * self._scale, angles.sin() * self._scale
-        return Rotation(cos.to(dtype), sin.to(dtype))
+    def __call__(self, positions: Tensor) -> Rotation:
+        angles = positions[:, None].float() * self._inverse
+        return Rotation(angles.cos() * self._scale, angles.sin() * self._scale)
 
 
 def inverse_frequencies(head_dim: int, config: RopeConfig) -> Tensor:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +17,6 @@ class Target:
 
 # Checkpoint name -> where it goes. Fused weights are rows of one parameter.
 Targets = dict[str, Target]
-
-
-def new_parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
-    """Memory for weights that a loader fills; serving never needs gradients."""
-    return nn.Parameter(torch.empty(shape, dtype=dtype, device=device), requires_grad=False)
 
 
 def whole(parameter: Tensor) -> Target:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from workers.attention.backend import AttentionPlan
 from workers.layers.attention import Attention
+from workers.layers.build import Build
 from workers.layers.embedding import Embedding, new_head
 from workers.layers.feed_forward import FeedForward
 from workers.layers.linear import Linear
@@ -17,19 +17,20 @@ from workers.models.config import ModelConfig
 
 
 class DecoderLayer(nn.Module):
-    def __init__(
-        self, layer: int, config: ModelConfig, *, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, layer: int, config: ModelConfig, build: Build) -> None:
         super().__init__()
         width, eps = config.hidden_size, config.rms_norm_eps
-        self.attention = Attention(layer, config, dtype=dtype, device=device)
-        self.feed_forward = FeedForward(config, dtype=dtype, device=device)
-        self.attention_norm = RMSNorm(width, eps, dtype=dtype, device=device)
-        self.feed_forward_norm = RMSNorm(width, eps, dtype=dtype, device=device)
+        self.attention = Attention(layer, config, build)
+        self.feed_forward = FeedForward(config, build)
+        self.attention_norm = RMSNorm(width, eps, build)
+        self.feed_forward_norm = RMSNorm(width, eps, build)
 
-    def forward(self, x: Tensor, rotation: Rotation, plan: AttentionPlan) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rotation, plan)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+    def forward(
+        self, x: Tensor | None, residual: Tensor, rotation: Rotation, plan: AttentionPlan
+    ) -> Tensor:
+        """x: what the layer before leaves to be added to the residual stream; so is the result."""
+        x = self.attention(self.attention_norm(x, residual), rotation, plan)
+        return self.feed_forward(self.feed_forward_norm(x, residual))
 
     def targets(self, prefix: str) -> Targets:
         return (
@@ -43,28 +44,24 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """Weights are uninitialised until a loader has filled `targets`."""
 
-    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: ModelConfig, build: Build) -> None:
         super().__init__()
         self.config = config
-        self.dtype = dtype
-        self.embedding = Embedding(
-            config.vocab_size, config.hidden_size, dtype=dtype, device=device
-        )
+        self.embedding = Embedding(config.vocab_size, config.hidden_size, build)
         self.layers = nn.ModuleList(
-            DecoderLayer(layer, config, dtype=dtype, device=device)
-            for layer in range(config.num_layers)
+            DecoderLayer(layer, config, build) for layer in range(config.num_layers)
         )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype, device=device)
-        self.head = new_head(self.embedding, tied=config.tied_embeddings)
-        self.rotary = RotaryEmbedding(config.head_dim, config.rope, device)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, build)
+        self.head = new_head(self.embedding, build, tied=config.tied_embeddings)
+        self.rotary = RotaryEmbedding(config.head_dim, config.rope, build.device)
 
     def forward(self, token_ids: Tensor, positions: Tensor, plan: AttentionPlan) -> Tensor:
         """token_ids, positions: [T] -> hidden states [T, hidden], normalised."""
-        x = self.embedding(token_ids)
-        rotation = self.rotary(positions, self.dtype)
+        residual, x = self.embedding(token_ids), None
+        rotation = self.rotary(positions)
         for layer in self.layers:
-            x = layer(x, rotation, plan)
-        return self.norm(x)
+            x = layer(x, residual, rotation, plan)
+        return self.norm(x, residual)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, hidden] -> [n, vocabulary]. Costly: only for rows that sample."""

@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from workers.core.errors import CheckpointError
+from workers.layers.build import Build
 from workers.layers.weights import Targets
 from workers.models.checkpoint import Checkpoint
 from workers.models.config import ModelConfig
@@ -20,15 +21,14 @@ Progress = Callable[[str, float], None]
 def load_decoder(
     checkpoint: Checkpoint,
     config: ModelConfig,
+    build: Build,
     *,
-    dtype: torch.dtype,
-    device: torch.device,
     progress: Progress | None = None,
 ) -> Decoder:
-    """Weights are converted to `dtype` on the way. Raises CheckpointError naming file and tensor
-    where one is missing, of the wrong shape, or unknown to this architecture."""
+    """Weights are converted to the build's dtype on the way. Raises CheckpointError naming file and
+    tensor where one is missing, of the wrong shape, or unknown to this architecture."""
     try:
-        decoder = Decoder(config, dtype=dtype, device=device)
+        decoder = Decoder(config, build)
     except RuntimeError as error:  # torch has no narrower class for "out of memory" on a CPU
         raise CheckpointError(
             f"{checkpoint.directory}: no memory for the weights: {error}"

@@ -7,15 +7,18 @@ import logging
 import torch
 
 from workers.attention.kv_cache import KVCache, KVShape
-from workers.attention.torch_backend import TorchBackend
+from workers.attention.pick import pick_backend
 from workers.config import EngineConfig
 from workers.core.errors import ConfigError
 from workers.core.runner import ModelInfo
+from workers.kernels.pick import has_triton, pick_kernels
+from workers.layers.build import Build
 from workers.models.checkpoint import open_checkpoint
 from workers.models.config import DTypeName, ModelConfig, load_config
 from workers.models.fingerprint import kv_abi, model_fingerprint
 from workers.models.loader import Progress, load_decoder
 from workers.models.resolve import resolve_model
+from workers.runner.cuda_graphs import CudaCapture
 from workers.runner.memory import available_bytes, count_blocks
 from workers.runner.model_runner import ModelRunner
 
@@ -45,20 +48,20 @@ def load_runner(
     checkpoint = open_checkpoint(directory)
     own = model_config.dtype or checkpoint.dtype
     dtype = own if config.dtype == "auto" else config.dtype
-    decoder = load_decoder(
-        checkpoint, model_config, dtype=_torch_dtype(dtype), device=place, progress=progress
-    )
+    precision = _torch_dtype(dtype)
+    build = Build(precision, place, pick_kernels(place, precision))
+    decoder = load_decoder(checkpoint, model_config, build, progress=progress)
     shape = KVShape(
         layers=model_config.num_layers,
         kv_heads=model_config.num_kv_heads,
         head_dim=model_config.head_dim,
         block_size=config.block_size,
-        dtype=_torch_dtype(dtype),
+        dtype=build.dtype,
     )
     blocks = count_blocks(config, shape, context_length, available_bytes(place))
     log.info(
-        "%s: %s, context %d, %d KV blocks of %d tokens (%d MiB)",
-        *(directory.name, dtype, context_length, blocks, config.block_size),
+        "%s: %s, %s kernels, context %d, %d KV blocks of %d tokens (%d MiB)",
+        *(directory.name, dtype, build.kernels.name, context_length, blocks, config.block_size),
         blocks * shape.block_bytes >> 20,
     )
     info = ModelInfo(
@@ -69,9 +72,11 @@ def load_runner(
         kv_bytes_per_token=shape.token_bytes,
     )
     pages = KVCache(shape, blocks, place)
-    runner = ModelRunner(info, decoder, pages, TorchBackend(pages))
+    runner = ModelRunner(info, decoder, pages, pick_backend(pages))
     if progress is not None:
         progress("warming up", 1.0)
+    if has_triton(place):  # its attention alone knows what to do with a graph's padding
+        runner.use_graphs(CudaCapture(), config.max_seqs)
     runner.warm_up()
     return runner
 

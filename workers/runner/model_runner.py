@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -17,7 +18,8 @@ from workers.core.request import Sequence
 from workers.core.runner import ModelInfo, PageStore
 from workers.core.waits import to_the_end
 from workers.models.decoder import Decoder
-from workers.runner.inputs import build_context
+from workers.runner.cuda_graphs import Capture, DecodeGraphs
+from workers.runner.inputs import build_context, make_context
 from workers.sampling.sampler import Sampler
 
 
@@ -41,6 +43,7 @@ class ModelRunner:
         self._clock = SystemClock() if clock is None else clock
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._busy = False
+        self._graphs: DecodeGraphs | None = None
         self.forward_seconds = 0.0  # in the model itself, since start
 
     async def execute(self, batch: Batch) -> StepOutput:
@@ -77,22 +80,39 @@ class ModelRunner:
                 tokens = self._sampler.sample(logits, sequences)
         return StepOutput(tuple(tokens))
 
+    def use_graphs(self, capture: Capture, most_rows: int) -> None:
+        """Decode steps of up to `most_rows` sequences are captured by warm_up."""
+        blocks = -(-self.info.context_length // self._cache.shape.block_size)
+        self._graphs = DecodeGraphs(
+            self._forward,
+            capture,
+            most_rows=most_rows,
+            most_blocks=blocks,
+            device=self._cache.device,
+        )
+
     def hidden(self, context: ForwardContext) -> Tensor:
         """States [T, hidden] of every token of a step; writes its pages. For the step's thread, in
         inference mode."""
+        states = None if self._graphs is None else self._graphs.run(context)
+        return self._forward(context) if states is None else states
+
+    def _forward(self, context: ForwardContext) -> Tensor:
         plan = self._backend.plan(context)
         return self.decoder(context.token_ids, context.positions, plan)
 
     def _warm_up(self) -> None:
-        first_two = torch.arange(2, device=self._cache.device)
-        context = ForwardContext(
-            token_ids=torch.zeros_like(first_two),
-            positions=first_two,
-            slots=first_two,
-            block_tables=torch.zeros((1, 2), dtype=torch.int64, device=self._cache.device),
-            starts=(0, 2),
-            lengths=(2,),
-            sample_rows=first_two[1:],
+        context = make_context(
+            token_ids=[0, 0],
+            positions=[0, 1],
+            slots=[0, 1],
+            sample_rows=[1],
+            tables=[array("i", [0, 1])],
+            starts=[0, 2],
+            lengths=[2],
+            device=self._cache.device,
         )
         with torch.inference_mode():
             self.decoder.logits(self.hidden(context)[context.sample_rows])
+            if self._graphs is not None:
+                self._graphs.capture()

@@ -11,9 +11,12 @@ from workers.core.batch import Choice
 from workers.core.errors import KvasirError
 from workers.core.request import SampledToken, SamplingParams, Sequence
 from workers.core.rng import random_bits
+from workers.sampling.largest import largest
 from workers.sampling.logits import adjust, changes_logits, params_error
 from workers.sampling.truncation import pick_rows, token_weights
 
+_UNUSABLE = -1  # in place of a token
+_CACHED_ELEMENTS = 1 << 19  # of logits; their int64 weights are 4 MB
 _COLDEST = 1e-5  # below this temperature the second best token has no chance worth computing
 
 
@@ -34,60 +37,73 @@ class Sampler:
         A row without a finite largest logit gets an error naming its request: InvalidRequest where
         the request's own parameters made it so, else KvasirError.
         """
-        assert logits.shape == (len(sequences), self.vocab_size), logits.shape
-        if not sequences:
-            return []
-        adjusted = self._adjusted(logits, sequences)
-        best, greedy = adjusted.max(-1)
-        errors = _errors(logits, best, sequences)
-        tokens: list[int] = greedy.tolist()
-        drawn = [
-            row
-            for row, sequence in enumerate(sequences)
-            if _draws(sequence.params) and row not in errors
-        ]
-        if drawn:
-            rows = pick_rows(adjusted, drawn).to(torch.float32, copy=True)
-            for row, token in zip(drawn, _draw(rows, [sequences[i] for i in drawn]), strict=True):
+        n = len(sequences)
+        assert logits.shape == (n, self.vocab_size), logits.shape
+        special = [row for row in range(n) if _wants_more(sequences[row])]
+        tokens = _greedy(logits) if len(special) < n else [_UNUSABLE] * n
+        group = _group_rows(logits)
+        for first in range(0, len(special), group):
+            rows = special[first : first + group]
+            for row, token in zip(rows, self._choose(logits, rows, sequences), strict=True):
                 tokens[row] = token
         return [
-            errors.get(row) or _sampled(logits[row], sequence, tokens[row])
-            for row, sequence in enumerate(sequences)
+            self._error(logits[row], sequences[row])
+            if token == _UNUSABLE
+            else _sampled(logits, row, sequences[row], token)
+            for row, token in enumerate(tokens)
         ]
 
-    def _adjusted(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
-        """The logits themselves when no row asks for a change, else a float32 copy."""
-        changed = [row for row, sequence in enumerate(sequences) if changes_logits(sequence)]
-        if not changed:
-            return logits
-        adjusted = logits.to(torch.float32, copy=True)
-        for row in changed:
-            adjust(adjusted[row], sequences[row], self.eos_token_ids)
-        return adjusted
+    def _choose(self, logits: Tensor, rows: list[int], sequences: list[Sequence]) -> list[int]:
+        """Tokens of rows whose logits change or where chance has a say."""
+        own = logits[rows].to(torch.float32)  # indexing has copied them
+        chosen = [sequences[row] for row in rows]
+        for values, sequence in zip(own, chosen, strict=True):
+            if changes_logits(sequence):
+                adjust(values, sequence, self.eos_token_ids)
+        tokens = _greedy(own)
+        drawn = [i for i, seq in enumerate(chosen) if _draws(seq.params) and tokens[i] != _UNUSABLE]
+        if drawn:
+            draws = _draw(pick_rows(own, drawn), [chosen[i] for i in drawn])
+            for i, token in zip(drawn, draws, strict=True):
+                tokens[i] = token
+        return tokens
 
-
-def _errors(logits: Tensor, best: Tensor, sequences: list[Sequence]) -> dict[int, KvasirError]:
-    """By row, why no token of it can be chosen. best: [n], the largest of the adjusted logits."""
-    finite = torch.isfinite(best)  # max passes NaN on, so this sees any NaN of a row
-    if bool(finite.all()):
-        return {}
-    errors: dict[int, KvasirError] = {}
-    for row in (~finite).nonzero()[:, 0].tolist():
-        sequence = sequences[row]
-        own = float(logits[row].amax())
+    def _error(self, logits: Tensor, sequence: Sequence) -> KvasirError:
+        """Why no token of this row can be chosen. logits: the model's own, [vocab]."""
+        own = float(logits.amax())
         if math.isfinite(own):
-            errors[row] = params_error(sequence, float(best[row]))
-        else:
-            errors[row] = KvasirError(
-                f"request {sequence.id}: the model gave no usable logits for position "
-                f"{len(sequence.tokens)} (largest is {own})"
-            )
-    return errors
+            adjusted = logits.to(torch.float32, copy=True)
+            adjust(adjusted, sequence, self.eos_token_ids)
+            return params_error(sequence, float(adjusted.amax()))
+        return KvasirError(
+            f"request {sequence.id}: the model gave no usable logits for position "
+            f"{len(sequence.tokens)} (largest is {own})"
+        )
+
+
+def _greedy(logits: Tensor) -> list[int]:
+    """The likeliest token of each row, _UNUSABLE where the largest is infinite or any is NaN; one
+    transfer from the device for all rows."""
+    values, tokens = largest(logits)
+    return torch.where(torch.isfinite(values), tokens, _UNUSABLE).tolist()
+
+
+def _wants_more(sequence: Sequence) -> bool:
+    """Than the likeliest token of the model's own logits."""
+    return _draws(sequence.params) or changes_logits(sequence)
 
 
 def _draws(params: SamplingParams) -> bool:
     """Whether chance has a say; top_k 1 and very small temperatures leave it none."""
     return params.temperature >= _COLDEST and params.top_k != 1
+
+
+def _group_rows(logits: Tensor) -> int:
+    """Rows worked on at once. A CPU goes through the vocabulary some ten times: in its caches, and
+    in memory that the allocator keeps, that takes a quarter of the time."""
+    if logits.device.type != "cpu":
+        return max(len(logits), 1)
+    return max(_CACHED_ELEMENTS // logits.shape[1], 1)
 
 
 def _draw(logits: Tensor, sequences: list[Sequence]) -> list[int]:
@@ -103,18 +119,18 @@ def _draw(logits: Tensor, sequences: list[Sequence]) -> list[int]:
     return tokens
 
 
-def _sampled(logits: Tensor, sequence: Sequence, token: int) -> SampledToken:
-    """The token with the logprobs asked for, of the model's own distribution. logits: [vocab]."""
+def _sampled(logits: Tensor, row: int, sequence: Sequence, token: int) -> SampledToken:
+    """The token with the logprobs asked for, of the model's own distribution."""
     position = len(sequence.tokens)
     count = sequence.params.logprobs
     if count is None:
         return SampledToken(token, position)
     # One row at a time: the order of a batched reduction may depend on the batch.
-    row = logits.to(torch.float32, copy=True)
-    total = row.logsumexp(-1)
-    logprob = float(row[token] - total)
+    own = logits[row].to(torch.float32, copy=True)
+    total = own.logsumexp(-1)
+    logprob = float(own[token] - total)
     if count == 0:
         return SampledToken(token, position, logprob)
-    top = row.topk(min(count, len(row)))
+    top = own.topk(min(count, len(own)))
     alternatives = zip(top.indices.tolist(), (top.values - total).tolist(), strict=True)
     return SampledToken(token, position, logprob, tuple(alternatives))

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from workers.core.request import SamplingParams
+from workers.sampling.largest import top_values
 
 ONE = 1 << 40  # weight of the likeliest token; 2^22 tokens of it still fit an int64
-_LADDER = (64, 512, 8192)  # top-p looks at so many of the likeliest tokens before it bisects
+_LIKELIEST = 256  # top-p looks at so many tokens before it looks at all
 
 
 def token_weights(logits: Tensor, params: list[SamplingParams]) -> Tensor:
@@ -22,32 +23,41 @@ def token_weights(logits: Tensor, params: list[SamplingParams]) -> Tensor:
     temperature = _column([p.temperature for p in params], logits.device)
     logits.sub_(logits.amax(-1, keepdim=True)).div_(temperature[:, None])
     # float32 has 24 bits: scaling by a power of two loses none, the floor is the only rounding
-    weights = logits.exp_().mul_(ONE).long()
-    threshold = _thresholds(weights, params)
-    if threshold is None:
-        return weights
-    return torch.where(weights >= threshold[:, None], weights, 0)
-
-
-def _thresholds(weights: Tensor, params: list[SamplingParams]) -> Tensor | None:
-    """The smallest weight that each row keeps, [n]. Each filter sees only the rows that ask for it:
-    a neighbour may cost time, never a token. Top-p counts the mass that the two others leave."""
-    min_p = [row for row, p in enumerate(params) if p.min_p > 0.0]
-    top_k = [row for row, p in enumerate(params) if 0 < p.top_k < weights.shape[-1]]
+    scaled = logits.exp_().mul_(ONE)
+    weights = scaled.long()
+    threshold = _floor(scaled, params)
+    if threshold is not None:
+        _drop_below(threshold, weights)
     top_p = [row for row, p in enumerate(params) if p.top_p < 1.0]
-    if not (min_p or top_k or top_p):
-        return None
-    threshold = weights.new_zeros(len(params))
-    if min_p:
-        share = _column([params[row].min_p for row in min_p], weights.device)
-        threshold[min_p] = (share.double() * ONE).ceil().long()
-    if top_k:
-        counts = torch.tensor([params[row].top_k for row in top_k], device=weights.device)
-        kth = _kth_largest(pick_rows(weights, top_k), counts)
-        threshold[top_k] = torch.maximum(threshold[top_k], kth)
     if top_p:
         share = _column([params[row].top_p for row in top_p], weights.device)
-        threshold[top_p] = _top_p(pick_rows(weights, top_p), threshold[top_p], share)
+        threshold = weights.new_zeros(len(params))
+        threshold[top_p] = _top_p(pick_rows(scaled, top_p), pick_rows(weights, top_p), share)
+        _drop_below(threshold, weights)
+    return weights
+
+
+def _drop_below(threshold: Tensor, weights: Tensor) -> None:
+    """Set to 0 what is less than its row's threshold [n]."""
+    weights.masked_fill_(weights < threshold[:, None], 0)
+
+
+def _floor(scaled: Tensor, params: list[SamplingParams]) -> Tensor | None:
+    """The smallest weight that min-p and top-k leave each row, [n]. Each filter sees only the rows
+    that ask for it: a neighbour may cost time, never a token. scaled: weights before rounding."""
+    min_p = [row for row, p in enumerate(params) if p.min_p > 0.0]
+    top_k = [row for row, p in enumerate(params) if 0 < p.top_k < scaled.shape[-1]]
+    if not (min_p or top_k):
+        return None
+    threshold = torch.zeros(len(params), dtype=torch.int64, device=scaled.device)
+    if min_p:
+        share = _column([params[row].min_p for row in min_p], scaled.device)
+        threshold[min_p] = (share.double() * ONE).ceil().long()
+    if top_k:
+        counts = [params[row].top_k for row in top_k]
+        values = top_values(pick_rows(scaled, top_k), max(counts)).long()
+        last = torch.tensor(counts, device=scaled.device)[:, None] - 1
+        threshold[top_k] = torch.maximum(threshold[top_k], values.gather(1, last)[:, 0])
     return threshold
 
 
@@ -57,45 +67,40 @@ def pick_rows(matrix: Tensor, rows: list[int]) -> Tensor:
     return matrix if len(rows) == len(matrix) else matrix[rows]
 
 
-def _kth_largest(weights: Tensor, k: Tensor) -> Tensor:
-    """k: int64 [n], each in 1..vocab."""
-    largest = weights.topk(int(k.max()), dim=-1).values
-    return largest.gather(1, k[:, None] - 1)[:, 0]
-
-
-def _top_p(weights: Tensor, floor: Tensor, share: Tensor) -> Tensor:
-    """The largest thresholds, not below `floor` [n], that keep `share` of the mass above it."""
-    kept = torch.where(weights >= floor[:, None], weights, 0) if bool(floor.any()) else weights
-    mass = kept.sum(-1)
+def _top_p(scaled: Tensor, weights: Tensor, share: Tensor) -> Tensor:
+    """The largest thresholds [n] that keep `share` of each row's mass. weights: scaled, rounded and
+    perhaps without its smallest, which other filters dropped."""
+    mass = weights.sum(-1)
     need = (mass.double() * share.double()).ceil().long().clamp_(min=1)
-    threshold = torch.zeros_like(need)
-    undecided = list(range(len(weights)))
-    for width in _LADDER:
-        width = min(width, weights.shape[-1])
-        largest = pick_rows(weights, undecided).topk(width, dim=-1).values  # [m, width] descending
-        short = (largest.cumsum(-1) < need[undecided, None]).sum(-1)  # so many do not suffice
-        threshold[undecided] = largest.gather(1, short.clamp(max=width - 1)[:, None])[:, 0]
-        undecided = [row for row, n in zip(undecided, short.tolist(), strict=True) if n == width]
-        if not undecided:
-            return threshold
-    for row in undecided:
-        threshold[row] = _bisect(weights[row], int(need[row]), high=int(threshold[row]))
+    width = min(_LIKELIEST, weights.shape[-1])
+    likeliest = top_values(scaled, width).long()  # [n, width] descending
+    short = (likeliest.cumsum(-1) < need[:, None]).sum(-1)  # so many do not suffice
+    threshold = likeliest.gather(1, short.clamp(max=width - 1)[:, None])[:, 0]
+    for row, count in enumerate(short.tolist()):
+        if count == width:
+            threshold[row] = _search(scaled[row], weights[row], int(need[row]))
     return threshold
 
 
-def _bisect(weights: Tensor, need: int, high: int) -> int:
-    """The largest threshold in [0, high] that keeps a mass of `need`. weights: [vocab], of a
-    distribution too flat for the ladder; each step leaves only those not decided yet."""
-    low = 0
-    while low < high:
-        middle = (low + high + 1) // 2
-        above = weights >= middle
-        mass = int(weights[above].sum())
-        if mass >= need:
-            low, weights = middle, weights[above]
+def _search(scaled: Tensor, weights: Tensor, need: int) -> int:
+    """The largest threshold that keeps a mass of `need`, for one flat distribution [vocab].
+
+    Floats above 0 are ordered as their bits are, so the leading bits sort them into buckets, eight
+    an octave. Their masses, rounded, say where to look; integers decide.
+    """
+    bucket = scaled.view(torch.int32) >> 20
+    mass = torch.bincount(bucket, weights=scaled.double()).flip(0).cumsum(0)
+    at = len(mass) - 1 - int((mass < need).sum())
+    while True:
+        above = int(weights[bucket > at].sum())
+        inside = weights[bucket == at].sort(descending=True).values
+        total = inside.cumsum(0) + above
+        if above >= need:
+            at += 1
+        elif len(inside) == 0 or int(total[-1]) < need:
+            at -= 1
         else:
-            high, weights, need = middle - 1, weights[~above], need - mass
-    return low
+            return int(inside[(total < need).sum()])
 
 
 def _column(values: list[float], device: torch.device) -> Tensor:

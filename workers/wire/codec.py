@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from workers.core.batch import SequenceUpdate
 from workers.core.request import FinishReason, Request, SampledToken, SamplingParams
+from workers.core.roles import RoleName
 from workers.wire import common_pb2 as common
 from workers.wire import worker_pb2 as worker
 
@@ -12,6 +14,21 @@ _TO_WIRE = {
     FinishReason.LENGTH: common.FINISH_REASON_LENGTH,
 }
 _FROM_WIRE = {value: key for key, value in _TO_WIRE.items()}
+_ROLES: dict[RoleName, common.Role] = {
+    "prefill": common.ROLE_PREFILL,
+    "decode": common.ROLE_DECODE,
+    "aggregated": common.ROLE_AGGREGATED,
+}
+_ROLE_NAMES = {value: name for name, value in _ROLES.items()}
+
+
+def role_to_wire(name: RoleName) -> common.Role:
+    return _ROLES[name]
+
+
+def role_from_wire(role: common.Role) -> RoleName | None:
+    """None: unset, or one that is not known here."""
+    return _ROLE_NAMES.get(role)
 
 
 def finish_to_wire(reason: FinishReason | None) -> common.FinishReason:
@@ -70,6 +87,16 @@ def token_to_wire(token: SampledToken) -> common.Token:
         top_logprobs=[
             common.TokenLogprob(token_id=id_, logprob=value) for id_, value in token.top_logprobs
         ],
+    )
+
+
+def update_to_wire(update: SequenceUpdate) -> worker.Tokens:
+    """The tokens of a step, and the end if it was the last. The engine runs ahead of a slow reader:
+    what the sequence is now is not what it was then, so `update` says whether it had finished."""
+    reason = update.sequence.finish_reason if update.finished else None
+    return worker.Tokens(
+        tokens=[token_to_wire(token) for token in update.tokens],
+        finish_reason=finish_to_wire(reason),
     )
 
 

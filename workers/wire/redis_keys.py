@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from workers.core.events import EventKind, KVEvent
 from workers.core.hashing import ID_BYTES, BlockId
+from workers.core.roles import RoleName
 
 LEASE_S = 10.0
 RENEW_S = 2.0
@@ -32,7 +33,7 @@ class ReplicaRecord(BaseModel):
     incarnation: str
     address: str
     pool: str
-    role: str
+    role: RoleName
     model: str
     kv_abi: str
     block_size: int

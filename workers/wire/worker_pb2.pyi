@@ -97,6 +97,12 @@ class Admitted(_message.Message):
     transport: str
     def __init__(self, cached_tokens: _Optional[int] = ..., fetched_bytes: _Optional[int] = ..., admit_wait_s: _Optional[float] = ..., transfer_s: _Optional[float] = ..., transport: _Optional[str] = ...) -> None: ...
 
+class Prefilled(_message.Message):
+    __slots__ = ("prefill_s",)
+    PREFILL_S_FIELD_NUMBER: _ClassVar[int]
+    prefill_s: float
+    def __init__(self, prefill_s: _Optional[float] = ...) -> None: ...
+
 class Tokens(_message.Message):
     __slots__ = ("tokens", "finish_reason")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -106,14 +112,18 @@ class Tokens(_message.Message):
     def __init__(self, tokens: _Optional[_Iterable[_Union[_common_pb2.Token, _Mapping]]] = ..., finish_reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ...) -> None: ...
 
 class DecodeEvent(_message.Message):
-    __slots__ = ("attempt", "admitted", "tokens")
+    __slots__ = ("attempt", "admitted", "tokens", "progress", "prefilled")
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     ADMITTED_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    PREFILLED_FIELD_NUMBER: _ClassVar[int]
     attempt: int
     admitted: Admitted
     tokens: Tokens
-    def __init__(self, attempt: _Optional[int] = ..., admitted: _Optional[_Union[Admitted, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ...) -> None: ...
+    progress: Progress
+    prefilled: Prefilled
+    def __init__(self, attempt: _Optional[int] = ..., admitted: _Optional[_Union[Admitted, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., prefilled: _Optional[_Union[Prefilled, _Mapping]] = ...) -> None: ...
 
 class Redeem(_message.Message):
     __slots__ = ("ticket_id", "epoch", "kv_abi", "first_block", "receiver", "generation")

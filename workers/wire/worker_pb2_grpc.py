@@ -107,7 +107,9 @@ class WorkerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Decode(self, request, context):
-        """Admitted -> Tokens*; the last Tokens carries finish_reason. Cancelling the call frees everything.
+        """With a ticket: Admitted -> Tokens*. Without one the worker computes the prompt too: Admitted -> Progress* ->
+        Prefilled -> Tokens*, from the first token on. The last Tokens carries finish_reason. Cancelling the call frees
+        everything.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

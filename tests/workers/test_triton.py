@@ -1,0 +1,128 @@
+"""Triton kernels where there is no GPU: run by the interpreter, and compiled for real ones."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="needs the extra `triton`")
+
+pytestmark = pytest.mark.timeout(600)  # seconds where nothing else runs
+FOLDER = Path(__file__).parent / "gpu"
+SHARED_MEMORY = 99 << 10  # bytes that a block can have on every GPU since 2020
+PAGE, KV_HEADS, GROUP, LAYERS = 16, 8, 4, 32
+
+
+def test_kernels_under_the_interpreter() -> None:
+    """In a process of its own: the interpreter must be asked for before Triton is imported."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER)]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"\d\d passed", done.stdout) and "skipped" not in done.stdout
+
+
+def compiled(kernel: Any, arch: int, types: dict[str, str], **constants: Any) -> Any:
+    """As a launch would compile it whose pointers and strides are multiples of 16. Constants in
+    lower case are options of the compiler."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = kernel.arg_names
+    signature = {name: types.get(name, "constexpr") for name in names}
+    aligned = [
+        name
+        for name in names
+        if (signature[name].startswith("*") or name.endswith("_stride"))
+        and name not in kernel.do_not_specialize_on_alignment
+    ]
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={(names.index(n),): v for n, v in constants.items() if n.isupper()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    options = {name: value for name, value in constants.items() if name.islower()}
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def attention_kernels(arch: int, head_dim: int, dtype: torch.dtype) -> dict[str, Any]:
+    from workers.attention import triton_ops
+    from workers.attention.triton_backend import LEAST_KEYS, SPLITS, STAGES, choose_tiles
+
+    data = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}[dtype]
+    pointers = ("query", "key", "value", "key_pages", "value_pages", "out")
+    types = dict.fromkeys(pointers, data)
+    types |= dict.fromkeys(("tables", "starts", "lengths"), "*i32") | {"slots": "*i64"}
+    types |= dict.fromkeys(("partial", "partial_log"), "*fp32") | {"scale": "fp32"}
+    types |= dict.fromkeys(("query_stride", "key_stride", "value_stride", "table_stride"), "i32")
+    tiles = choose_tiles(head_dim, dtype)
+    pages = {"PAGE_STRIDE": LAYERS * 2 * PAGE * KV_HEADS * head_dim, "PAGE": PAGE}
+    heads = {"HEADS": KV_HEADS, "WIDTH": head_dim, "COLUMNS": tiles.columns, "KEYS": tiles.keys}
+    splits = {"SPLITS": SPLITS, "LEAST": LEAST_KEYS}
+    width = KV_HEADS * head_dim
+    calls: dict[Any, dict[str, Any]] = {
+        triton_ops.write_pages: pages | {"WIDTH": width, "TILE": triton.next_power_of_2(width)},
+        triton_ops.decode_splits: pages | heads | splits | {"GROUP": GROUP, "ROWS": 16},
+        triton_ops.merge_splits: splits
+        | {"HEADS": KV_HEADS * GROUP, "WIDTH": head_dim, "COLUMNS": tiles.columns},
+        triton_ops.attend_chunks: pages | heads | {"GROUP": GROUP, "ROWS": tiles.rows},
+    }
+    calls[triton_ops.attend_chunks]["num_warps"] = tiles.warps
+    return {
+        kernel.__name__: compiled(kernel, arch, types, **{"num_stages": STAGES} | constants)
+        for kernel, constants in calls.items()
+    }
+
+
+def products(kernel: Any) -> str:
+    """Which of the hardware's matrix products a kernel uses."""
+    return ", ".join(sorted(set(re.findall(r"wgmma\.mma_async|mma\.sync", kernel.asm["ptx"]))))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
+
+
+def test_attention_compiles_for_hopper() -> None:
+    kernels = attention_kernels(90, 128, torch.bfloat16)
+    assert products(kernels["attend_chunks"]) == "wgmma.mma_async"
+    assert products(kernels["decode_splits"]) == "mma.sync"
+    assert all(kernel.metadata.shared <= SHARED_MEMORY for kernel in kernels.values())
+    # Keys and values are fetched while the tile before is computed, 16 bytes at a time.
+    for name in ("attend_chunks", "decode_splits"):
+        assert "cp.async.cg.shared.global [ %r" in kernels[name].asm["ptx"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("head_dim", [64, 80, 128, 256])
+def test_attention_fits_every_gpu(head_dim: int, dtype: torch.dtype, arch: int) -> None:
+    kernels = attention_kernels(arch, head_dim, dtype)
+    assert all(kernel.metadata.shared <= SHARED_MEMORY for kernel in kernels.values())
+    assert products(kernels["attend_chunks"])
+
+
+def test_elementwise_kernels_compile_for_hopper() -> None:
+    from workers.kernels import triton_ops
+
+    names = ("x", "residual", "weight", "out", "heads", "gate_up")
+    types = dict.fromkeys(names, "*bf16") | {"cos": "*fp32", "sin": "*fp32"}
+    types |= {"eps": "fp32", "token_stride": "i32"}
+    calls: dict[Any, dict[str, Any]] = {
+        triton_ops.add_rms_norm: {"WIDTH": 4096, "TILE": 4096, "ADD": True},
+        triton_ops.rotate: {"HEADS": 40, "WIDTH": 128, "ROWS": 8, "TILE": 64, "NORM": True},
+        triton_ops.silu_mul: {"WIDTH": 14336, "TILE": 1024},
+    }
+    for kernel, constants in calls.items():
+        ptx = compiled(kernel, 90, types, **constants).asm["ptx"]
+        assert re.search(r"ld\.global(\.\w+)*\.v4", ptx), f"{kernel.__name__} reads piecemeal"
