@@ -15,7 +15,8 @@ LINE = 64  # bytes; what is taken begins on a cache line
 
 def huge_zeros(num_bytes: int) -> Tensor:
     """uint8 [num_bytes] of zeros on the CPU, taken from the system as it is written."""
-    memory = mmap.mmap(-1, num_bytes + HUGE)
+    # Private: shared memory, mmap's default, has small pages whatever is advised.
+    memory = mmap.mmap(-1, num_bytes + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     whole = torch.frombuffer(memory, dtype=torch.uint8)
