@@ -22,8 +22,14 @@ class NoopDecoder(Decoder):
         nn.Module.__init__(self)  # no weights
         self._logits = torch.randn(rows, vocab_size).to(dtype)
 
-    def forward(self, token_ids: Tensor, positions: Tensor, plan: AttentionPlan) -> Tensor:
-        return token_ids[:, None]
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        plan: AttentionPlan,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        return (token_ids if rows is None else token_ids[rows])[:, None]
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self._logits[: len(hidden)]

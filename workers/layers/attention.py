@@ -27,8 +27,10 @@ class Attention(nn.Module):
         self._eps = config.rms_norm_eps
         self._kernels = build.kernels
 
-    def forward(self, x: Tensor, rotation: Rotation, plan: AttentionPlan) -> Tensor:
-        """x: [T, hidden] -> [T, hidden]."""
+    def forward(
+        self, x: Tensor, rotation: Rotation, plan: AttentionPlan, rows: Tensor | None
+    ) -> Tensor:
+        """x: [T, hidden] -> [T, hidden], or [n, hidden] of these rows alone."""
         heads, kv_heads = self.heads, self.kv_heads
         qkv = self.qkv(x).view(-1, heads + 2 * kv_heads, self.head_dim)
         # Queries and keys are treated alike, so they stay one tensor until attention.
@@ -37,7 +39,8 @@ class Attention(nn.Module):
         qk = self._kernels.rotate(qk, rotation.cos, rotation.sin, weight, self._eps)
         query, key = qk.split((heads, kv_heads), dim=1)
         out = plan.attend(self.layer, query, key, value)  # [T, H, D]
-        return self.output(out.flatten(1))
+        out = out.flatten(1)
+        return self.output(out if rows is None else out[rows])
 
     def targets(self, prefix: str) -> Targets:
         targets = self.qkv.targets(prefix) | self.output.targets(prefix)

@@ -26,11 +26,19 @@ class DecoderLayer(nn.Module):
         self.feed_forward_norm = RMSNorm(width, eps, build)
 
     def forward(
-        self, x: Tensor | None, residual: Tensor, rotation: Rotation, plan: AttentionPlan
-    ) -> Tensor:
-        """x: what the layer before leaves to be added to the residual stream; so is the result."""
-        x = self.attention(self.attention_norm(x, residual), rotation, plan)
-        return self.feed_forward(self.feed_forward_norm(x, residual))
+        self,
+        x: Tensor | None,
+        residual: Tensor,
+        rotation: Rotation,
+        plan: AttentionPlan,
+        rows: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """x: what the layer before leaves to be added to the residual stream. Returns the same of
+        this layer, and the stream. `rows`: all that is wanted of both; the KV of all is written."""
+        x = self.attention(self.attention_norm(x, residual), rotation, plan, rows)
+        if rows is not None:
+            residual = residual[rows]
+        return self.feed_forward(self.feed_forward_norm(x, residual)), residual
 
     def targets(self, prefix: str) -> Targets:
         return (
@@ -55,12 +63,22 @@ class Decoder(nn.Module):
         self.head = new_head(self.embedding, build, tied=config.tied_embeddings)
         self.rotary = RotaryEmbedding(config.head_dim, config.rope, build.device)
 
-    def forward(self, token_ids: Tensor, positions: Tensor, plan: AttentionPlan) -> Tensor:
-        """token_ids, positions: [T] -> hidden states [T, hidden], normalised."""
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        plan: AttentionPlan,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """token_ids, positions: [T] -> hidden states [T, hidden], normalised; with `rows` those of
+        [n, hidden]: of a prompt only the last state is wanted, and the last layer spares itself the
+        others once their KV is written."""
         residual, x = self.embedding(token_ids), None
         rotation = self.rotary(positions)
-        for layer in self.layers:
-            x = layer(x, residual, rotation, plan)
+        *layers, last = self.layers
+        for layer in layers:
+            x, residual = layer(x, residual, rotation, plan)
+        x, residual = last(x, residual, rotation, plan, rows)
         return self.norm(x, residual)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -73,8 +73,8 @@ class ModelRunner:
         began = self._clock.now()
         tokens: list[Choice] = []
         with torch.inference_mode():
-            hidden = self.hidden(context)
-            logits = self.decoder.logits(hidden[context.sample_rows]) if sequences else hidden
+            states = self._last_states(context)
+            logits = self.decoder.logits(states) if sequences else states
             self.forward_seconds += self._clock.now() - began
             if sequences:
                 tokens = self._sampler.sample(logits, sequences)
@@ -84,7 +84,7 @@ class ModelRunner:
         """Decode steps of up to `most_rows` sequences are captured by warm_up."""
         blocks = -(-self.info.context_length // self._cache.shape.block_size)
         self._graphs = DecodeGraphs(
-            self._forward,
+            self.hidden,
             capture,
             most_rows=most_rows,
             most_blocks=blocks,
@@ -94,12 +94,17 @@ class ModelRunner:
     def hidden(self, context: ForwardContext) -> Tensor:
         """States [T, hidden] of every token of a step; writes its pages. For the step's thread, in
         inference mode."""
-        states = None if self._graphs is None else self._graphs.run(context)
-        return self._forward(context) if states is None else states
-
-    def _forward(self, context: ForwardContext) -> Tensor:
         plan = self._backend.plan(context)
         return self.decoder(context.token_ids, context.positions, plan)
+
+    def _last_states(self, context: ForwardContext) -> Tensor:
+        """States [n, hidden] of the rows that sample, or of any one row where none does."""
+        states = None if self._graphs is None else self._graphs.run(context)
+        if states is not None:
+            return states[context.sample_rows]
+        rows = context.sample_rows if context.sample_rows.numel() else context.positions[:1] * 0
+        plan = self._backend.plan(context)
+        return self.decoder(context.token_ids, context.positions, plan, rows)
 
     def _warm_up(self) -> None:
         context = make_context(
@@ -113,6 +118,6 @@ class ModelRunner:
             device=self._cache.device,
         )
         with torch.inference_mode():
-            self.decoder.logits(self.hidden(context)[context.sample_rows])
+            self.decoder.logits(self._last_states(context))
             if self._graphs is not None:
                 self._graphs.capture()

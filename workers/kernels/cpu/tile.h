@@ -17,8 +17,7 @@ inline void tile(long depth, const float* a, long a_k, long a_i, const B* b, lon
   for (; k + side <= depth; k += side) {
 #pragma GCC unroll 4
     for (int s = 0; s < side; s++) {
-      // Few rows wait for b to come from memory, more for the arithmetic.
-      if constexpr (MR <= 4) __builtin_prefetch(b + (k + s) * b_k + kAhead);
+      __builtin_prefetch(b + (k + s) * b_k + kAhead);
       Pair columns = load_pair(b + (k + s) * b_k);
 #pragma GCC unroll 6
       for (int i = 0; i < MR; i++) {
