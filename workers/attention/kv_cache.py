@@ -45,7 +45,8 @@ class KVCache:
         # in that memory before.
         num_bytes = num_blocks * shape.block_bytes
         if device.type == "cpu":
-            memory = huge_zeros(num_bytes)
+            # Written now, so that the memory is ours: who starts next must see what is left.
+            memory = huge_zeros(num_bytes).zero_()
         else:
             memory = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
         self.pages = memory.view(shape.dtype).view(
