@@ -91,11 +91,11 @@ class ModelRunner:
             device=self._cache.device,
         )
 
-    def hidden(self, context: ForwardContext) -> Tensor:
-        """States [T, hidden] of every token of a step; writes its pages. For the step's thread, in
-        inference mode."""
+    def hidden(self, context: ForwardContext, rows: Tensor | None = None) -> Tensor:
+        """States [T, hidden] of every token of a step, or of `rows` alone; writes the pages of all.
+        For the step's thread, in inference mode."""
         plan = self._backend.plan(context)
-        return self.decoder(context.token_ids, context.positions, plan)
+        return self.decoder(context.token_ids, context.positions, plan, rows)
 
     def _last_states(self, context: ForwardContext) -> Tensor:
         """States [n, hidden] of the rows that sample, or of any one row where none does."""
@@ -103,8 +103,7 @@ class ModelRunner:
         if states is not None:
             return states[context.sample_rows]
         rows = context.sample_rows if context.sample_rows.numel() else context.positions[:1] * 0
-        plan = self._backend.plan(context)
-        return self.decoder(context.token_ids, context.positions, plan, rows)
+        return self.hidden(context, rows)
 
     def _warm_up(self) -> None:
         context = make_context(
