@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
+    PositiveInt,
     ValidationError,
     model_validator,
 )
@@ -24,6 +25,7 @@ from workers.config import EngineConfig, TicketTtl, TransportConfig, WorkerConfi
 from workers.core.errors import ConfigError
 from workers.core.hardware import hardware
 from workers.core.roles import RoleName
+from workers.parallel.layout import Layout
 
 NAME = r"^[a-z0-9][a-z0-9-]*$"
 
@@ -70,11 +72,14 @@ class _Section(BaseModel):
 
 
 class PoolConfig(_Section):
-    """Replicas of one role. Their ids are `<name>-0`, `<name>-1`, ..."""
+    """Replicas of one role. Their ids are `<name>-0`, `<name>-1`, ... Sizes that are not given are
+    those of `engine`."""
 
     name: str = Field(pattern=NAME)
     role: RoleName
     replicas: NonNegativeInt = 1
+    tensor_parallel: PositiveInt | None = None
+    expert_parallel: PositiveInt | None = None
 
 
 class RouterSection(_Section):
@@ -120,7 +125,19 @@ class ClusterConfig(_Section):
                 f"no pool has a {' or a '.join(missing)} replica; the cluster needs at least one "
                 "prefill and one decode replica, or one aggregated replica"
             )
+        for pool in self.pools:
+            try:
+                self.layout(pool)
+            except ConfigError as error:
+                raise ValueError(f"pool {pool.name}: {error.message}") from None
         return self
+
+    def layout(self, pool: PoolConfig) -> Layout:
+        """The ranks of each of its replicas."""
+        return Layout(
+            pool.tensor_parallel or self.engine.tensor_parallel,
+            pool.expert_parallel or self.engine.expert_parallel,
+        )
 
     @property
     def num_workers(self) -> int:
@@ -137,8 +154,9 @@ class ClusterConfig(_Section):
     def worker_slices(
         self, *, model_dir: Path, redis_url: str, ports: Sequence[int]
     ) -> list[WorkerConfig]:
-        """One per replica, pool by pool; `ports` has as many. Workers here share the cores."""
-        threads = self.engine.threads or max(1, _cores() // self.num_workers)
+        """One per replica, pool by pool; `ports` has as many. All ranks here share the cores."""
+        ranks = sum(pool.replicas * self.layout(pool).world for pool in self.pools)
+        threads = self.engine.threads or max(1, _cores() // ranks)
         replicas = [(pool, index) for pool in self.pools for index in range(pool.replicas)]
         return [
             WorkerConfig(
@@ -149,12 +167,22 @@ class ClusterConfig(_Section):
                 cluster=self.name,
                 port=port,
                 redis_url=redis_url,
-                engine=self.engine.model_copy(update={"threads": threads}),
+                engine=self._engine_of(pool, threads),
                 transport=self.transport,
                 ticket_ttl_s=self.ticket_ttl_s,
             )
             for (pool, index), port in zip(replicas, ports, strict=True)
         ]
+
+    def _engine_of(self, pool: PoolConfig, threads: int) -> EngineConfig:
+        layout = self.layout(pool)
+        return self.engine.model_copy(
+            update={
+                "threads": threads,
+                "tensor_parallel": layout.tensor,
+                "expert_parallel": layout.experts,
+            }
+        )
 
     def router_slice(self, *, model_dir: Path, redis_url: str) -> RouterConfig:
         return RouterConfig(

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -23,8 +22,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from workers.kernels.torch_kernels import TorchKernels
 from workers.layers.build import Build
-from workers.models.config import DTYPES, load_config
+from workers.models.config import load_config
 from workers.models.decoder import Decoder
+from workers.models.parts import DTYPES
+from workers.models.shapes import SHAPES
 
 SHARD_BYTES = 1 << 30
 EOS, START, PAD = "<|im_end|>", "<|im_start|>", "<|endoftext|>"
@@ -35,78 +36,6 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-
-def llama(**fields: Any) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-5,
-        "num_key_value_heads": 8,
-        "vocab_size": 128_256,
-        "max_position_embeddings": 131_072,
-        "rope_theta": 500_000.0,
-        "tie_word_embeddings": False,
-    } | fields
-
-
-def llama3_rope(factor: float) -> dict[str, Any]:
-    return {
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
-
-
-SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": llama(
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        vocab_size=2048,
-        max_position_embeddings=4096,
-        rope_theta=10_000.0,
-        tie_word_embeddings=True,
-    ),
-    "qwen3-0.6b": {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "hidden_act": "silu",
-        "hidden_size": 1024,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 151_936,
-        "rms_norm_eps": 1e-6,
-        "max_position_embeddings": 40_960,
-        "rope_theta": 1_000_000.0,
-        "tie_word_embeddings": True,
-    },
-    "llama-1b": llama(
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        head_dim=64,
-        tie_word_embeddings=True,
-        rope_scaling=llama3_rope(32.0),
-    ),
-    "llama-8b": llama(
-        hidden_size=4096,
-        intermediate_size=14_336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        head_dim=128,
-        rope_scaling=llama3_rope(8.0),
-    ),
-}
 
 TEXT = """
 A request comes in at the gate. It is read once, cut into tokens once, and every full block of them
@@ -185,7 +114,7 @@ def _write_tokenizer(out: Path, vocab_size: int) -> None:
 def _write_weights(out: Path, seed: int, dtype: torch.dtype) -> None:
     config = load_config(out)
     decoder = Decoder(config, Build(dtype, torch.device("meta"), TorchKernels()))
-    shapes = {name: target.shape for name, target in decoder.targets().items()}
+    shapes = {target.name: target.shape for target in decoder.targets()}
     shards = list(_shards(shapes, dtype.itemsize))
     placed: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):

@@ -12,21 +12,117 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV2Config,
+    DeepseekV3Config,
+    Gemma3TextConfig,
+    GptOssConfig,
     LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
+BOS, EOS, USER, ASSISTANT = "<s>", "</s>", "<user>", "<assistant>"
+SPECIALS = (BOS, EOS, USER, ASSISTANT)
+VOCAB_SIZE = 256 + len(SPECIALS)
 FAMILIES: dict[str, type[PreTrainedConfig]] = {
     "llama": LlamaConfig,
     "qwen2": Qwen2Config,
     "qwen3": Qwen3Config,
+    "mistral": MistralConfig,
+    "gemma3": Gemma3TextConfig,
+    "phi3": Phi3Config,
+    "mixtral": MixtralConfig,
+    "qwen3_moe": Qwen3MoeConfig,
+    "deepseek_v2": DeepseekV2Config,
+    "deepseek_v3": DeepseekV3Config,
+    "gpt_oss": GptOssConfig,
 }
-BOS, EOS, USER, ASSISTANT = "<s>", "</s>", "<user>", "<assistant>"
-SPECIALS = (BOS, EOS, USER, ASSISTANT)
-VOCAB_SIZE = 256 + len(SPECIALS)
+# What all have in common.
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.2,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+}
+LATENT = {
+    "kv_lora_rank": 32,
+    "q_lora_rank": 24,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+}
+# What makes each small beside that.
+SMALL: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": 24},
+    "gemma3": {
+        "num_hidden_layers": 4,
+        "sliding_window": 24,
+        "query_pre_attn_scalar": 24,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "pad_token_id": 0,
+    },
+    "phi3": {"pad_token_id": 0},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 32,
+        "norm_topk_prob": True,
+    },
+    "deepseek_v2": LATENT
+    | {
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "n_shared_experts": 2,
+        "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1,
+        "topk_method": "group_limited_greedy",
+        "n_group": 4,
+        "topk_group": 2,
+        "routed_scaling_factor": 1.5,
+    },
+    "deepseek_v3": LATENT
+    | {
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "n_shared_experts": 1,
+        "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1,
+        "n_group": 4,
+        "topk_group": 2,
+    },
+    "gpt_oss": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 24,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10_000.0,
+            "factor": 8.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 64,
+        },
+    },
+}
 # Two tokens whose logits are nearer than this may swap when sums are taken in another order.
 MARGIN = 1e-3
 CHAT_TEMPLATE = (
@@ -43,29 +139,13 @@ def make_checkpoint(
     `fields` go into the config; a wide initializer_range spreads the logits, so that a margin of
     1e-3 between the best two is the rule.
     """
-    config = FAMILIES[family](
-        **{
-            "vocab_size": VOCAB_SIZE,
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "max_position_embeddings": 512,
-            "tie_word_embeddings": False,
-            "initializer_range": 0.2,
-            "bos_token_id": 256,
-            "eos_token_id": 257,
-        }
-        | fields
-    )
+    config = FAMILIES[family](**SHAPE | SMALL.get(family, {}) | fields)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
-        for weight in model.parameters():
+        for name, weight in model.state_dict().items():
             # Biases start at 0 and norms at 1: nothing would show if they were left out.
-            if weight.dim() == 1:
+            if weight.dim() == 1 or name.endswith("_bias"):
                 weight.add_(torch.randn_like(weight), alpha=0.2)
     model.save_pretrained(directory)
     write_tokenizer(directory)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from workers.core.roles import RoleName
 
@@ -27,10 +27,27 @@ class EngineConfig(BaseModel):
     context_length: PositiveInt | None = Field(
         default=None, description="shorter than the model's own, to save memory"
     )
+    tensor_parallel: PositiveInt = 1
+    expert_parallel: PositiveInt = 1
+    redundant_experts: NonNegativeInt = Field(
+        default=0, description="copies of busy experts, over the expert parallel ranks"
+    )
+    balance_experts_s: PositiveFloat | None = Field(
+        default=None,
+        description="how often experts move to where their load is even; None = never",
+    )
+    overlap: bool | None = Field(
+        default=None,
+        description="prepare a step while the one before runs; None = on a GPU, where it pays",
+    )
     threads: PositiveInt | None = Field(
         default=None,
         description="torch threads; None = cores / workers of this machine",
     )
+
+    def overlaps(self, on_gpu: bool) -> bool:
+        """On a CPU the cores that would prepare the next step are those that run this one."""
+        return on_gpu if self.overlap is None else self.overlap
 
 
 class TransportConfig(BaseModel):

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from workers.core.batch import Batch, SequenceUpdate
-from workers.core.block_pool import BlockPool
+from workers.core.batch import Batch, SequenceUpdate, StepOutput
+from workers.core.block_pools import BlockPools
 from workers.core.clock import Clock, SystemClock
 from workers.core.errors import Cancelled, ContextTooLong, InvalidRequest, KvasirError
 from workers.core.hashing import BlockHasher, namespace
@@ -20,7 +20,7 @@ from workers.core.request import FinishReason, Request, Sequence
 from workers.core.runner import Runner
 from workers.core.scheduler import Scheduler
 from workers.core.validation import check_params
-from workers.core.waits import happens
+from workers.core.waits import happens, to_the_end
 from workers.text import TextStream, Tokenizer
 
 WARMUP_STEPS = 3  # of each kind; allocation and caches make them slow, the latency model skips them
@@ -36,7 +36,19 @@ class StepRecord:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A batch under way."""
+
+    batch: Batch
+    output: asyncio.Future[StepOutput]
+
+
 class Engine:
+    """`overlap`: the next step is scheduled and given to the runner while one runs, so that a
+    device never waits for the host. Whoever turns out to have ended computes one step in vain, and
+    a request that arrives waits for both."""
+
     def __init__(
         self,
         runner: Runner,
@@ -46,19 +58,22 @@ class Engine:
         max_seqs: int,
         tokenizer: Tokenizer | None = None,
         clock: Clock | None = None,
+        overlap: bool = False,
     ) -> None:
         self.runner = runner
         self.info = runner.info
         self.block_size = block_size
-        self.pool = BlockPool(runner.pages.num_blocks, block_size)
+        self.pool = BlockPools(runner.pages.num_blocks, block_size, self.info.shards)
         self.scheduler = Scheduler(
             self.pool, step_tokens=step_tokens, max_seqs=max_seqs, finish=self._finish_reason
         )
         self.clock = SystemClock() if clock is None else clock
         self.steps: deque[StepRecord] = deque(maxlen=256)  # the newest of steps_recorded
         self.steps_recorded = 0
-        self.step_began: float | None = None  # while one runs
-        self.max_tokens = min(self.info.context_length, self.pool.num_blocks * block_size)
+        self.step_began: float | None = None  # while one runs, the oldest under way
+        self.max_tokens = min(self.info.context_length, self.pool.most_blocks * block_size)
+        self._overlap = overlap
+        self._under_way: deque[_Step] = deque()
         self._tokenizer = tokenizer
         self._text: dict[Sequence, TextStream] = {}
         self._listeners: dict[Sequence, asyncio.Queue[SequenceUpdate | KvasirError]] = {}
@@ -83,7 +98,11 @@ class Engine:
                 f"token ids must lie in 0..{self.info.vocab_size - 1}", param="prompt"
             )
         space = namespace(self.info.kv_abi, cache_salt=request.cache_salt)
-        seq = Sequence(request, BlockHasher(space, self.block_size), hold=hold)
+        most = self.max_tokens
+        if request.params.max_tokens is not None:
+            most = min(most, request.prompt_len + request.params.max_tokens)
+        hasher = BlockHasher(space, self.block_size)
+        seq = Sequence(request, hasher, hold=hold, most_tokens=most)
         if request.params.stop:
             self._text[seq] = self._replayed_text(seq)
         return seq
@@ -139,30 +158,29 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.scheduler.waiting or self.scheduler.running)
+        return bool(self.scheduler.waiting or self.scheduler.running or self._under_way)
 
-    async def step(self) -> list[SequenceUpdate]:
-        """Schedule, run, update. Empty when nothing could run. A KvasirError of the runner ends the
-        sequences of its batch and is raised; that of one sequence ends it and stands in its
-        update."""
-        batch = self.scheduler.schedule()
-        if batch is None:
-            return []
-        began = self.step_began = self.clock.now()
-        for chunk in batch.chunks:
-            if chunk.sequence.admitted_at is None:
-                chunk.sequence.admitted_at = began
+    async def step(self) -> list[SequenceUpdate] | None:
+        """Schedule, run, update; what the oldest step under way did, or None where nothing could
+        run. A KvasirError of the runner ends the sequences of its batch and is raised; that of one
+        sequence ends it and stands in its update."""
+        if not self._under_way and not self._launch():
+            return None
+        if self._overlap:
+            self._launch()
+        step = self._under_way[0]
         try:
-            output = await self.runner.execute(batch)
+            # A step cannot be stopped and writes pages: a cancelled caller gets them back, to give
+            # to somebody else, only when it is over.
+            output = await to_the_end(step.output)
         except KvasirError as error:
-            for seq in self.scheduler.fail(batch):
+            self._end(step)
+            for seq in self.scheduler.fail(step.batch):
                 self._tell(seq, error)
                 self._drop(seq)
             raise
-        finally:
-            self.step_began = None
-        self._record(batch, self.clock.now() - began)
-        updates = self.scheduler.update(batch, output)
+        self._record(step.batch, self._end(step))
+        updates = self.scheduler.update(step.batch, output)
         for update in updates:
             self._tell(update.sequence, update.error or update)
             if update.finished:
@@ -177,19 +195,43 @@ class Engine:
                 self._wake.clear()
                 await self._wake.wait()
             try:
-                progressed = await self.step() or self.scheduler.running
+                updates = await self.step()
             except KvasirError:
                 continue  # told to the sequences it ended
-            if not progressed:
+            if updates is None:
                 await self._blocked()
 
     async def close(self) -> None:
+        """After serve() or the last step() has ended; waits for what is still under way."""
+        await asyncio.gather(*(step.output for step in self._under_way), return_exceptions=True)
         await self.runner.close()
 
     def check_integrity(self) -> None:
         self.scheduler.check_integrity()
 
     # -- inside ----------------------------------------------------------------------------------
+
+    def _launch(self) -> bool:
+        batch = self.scheduler.schedule()
+        if batch is None:
+            return False
+        began = self.clock.now()
+        for chunk in batch.chunks:
+            if chunk.sequence.admitted_at is None:
+                chunk.sequence.admitted_at = began
+        output = asyncio.ensure_future(self.runner.execute(batch))
+        if not self._under_way:
+            self.step_began = began
+        self._under_way.append(_Step(batch, output))
+        return True
+
+    def _end(self, step: _Step) -> float:
+        """The seconds it ran: from when the device was free for it."""
+        began, now = self.step_began, self.clock.now()
+        assert began is not None and self._under_way[0] is step
+        self._under_way.popleft()
+        self.step_began = now if self._under_way else None
+        return now - began
 
     async def _blocked(self) -> None:
         """Work waits, but for pages that a ticket or a fetch holds: look again when one is given
@@ -252,11 +294,7 @@ class Engine:
                 return FinishReason.STOP
             if stream is not None and stream.stopped is not None:
                 return FinishReason.STOP
-        if params.max_tokens is not None and seq.num_output >= params.max_tokens:
-            return FinishReason.LENGTH
-        if len(seq.tokens) >= self.max_tokens:
-            return FinishReason.LENGTH
-        return None
+        return FinishReason.LENGTH if len(seq.tokens) >= seq.most_tokens else None
 
 
 async def _drain(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from workers.core.block_pool import BlockPool
+from workers.core.block_pools import BlockPools
 from workers.core.events import KVEvent
 
 KEPT = 4096  # entries; when Redis is away for longer, routers take a snapshot instead
@@ -13,7 +13,7 @@ KEPT = 4096  # entries; when Redis is away for longer, routers take a snapshot i
 class EventPublisher:
     """Numbers what the pool records. `pending` are the entries that nobody has acknowledged."""
 
-    def __init__(self, pool: BlockPool) -> None:
+    def __init__(self, pool: BlockPools) -> None:
         self.last_seq = 0
         self.pending: deque[tuple[int, list[KVEvent]]] = deque(maxlen=KEPT)
         self._pool = pool

@@ -9,16 +9,17 @@ import secrets
 import signal
 import socket
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from workers.config import WorkerConfig
 from workers.core.errors import ConfigError
 from workers.engine import Engine
+from workers.metrics import Meter
 from workers.models.resolve import resolve_model
 from workers.peer_client import GrpcPeers
 from workers.registry import Registry
-from workers.runner.load import load_runner
 from workers.runner.model_runner import ModelRunner
+from workers.runner.ranks import RankedRunner, load_replica
 from workers.server import start_server
 from workers.text import Tokenizer
 from workers.transfer.link import Transport
@@ -61,7 +62,7 @@ async def run_worker(config: WorkerConfig) -> None:
     log.info("%s (%s) ready on %s", config.replica, config.role, worker.me.address)
     stuck = False
     try:
-        stuck = await _serve(worker, registry)
+        stuck = await _serve(worker, registry, config.engine.balance_experts_s)
     finally:
         await registry.leave()
         await server.stop(grace=0.5)
@@ -72,7 +73,7 @@ async def run_worker(config: WorkerConfig) -> None:
         leave(1 if worker.hung.is_set() else 0)
 
 
-async def _serve(worker: Worker, registry: Registry) -> bool:
+async def _serve(worker: Worker, registry: Registry, balance_s: float | None) -> bool:
     """Until a signal has been drained, or something breaks. True if a step would not end."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -80,7 +81,15 @@ async def _serve(worker: Worker, registry: Registry) -> bool:
         loop.add_signal_handler(number, stop.set)
 
     running = [asyncio.create_task(worker.run()), asyncio.create_task(registry.run())]
-    ends = [asyncio.create_task(stop.wait()), asyncio.create_task(worker.hung.wait())]
+    ends: list[asyncio.Task[Any]] = [
+        asyncio.create_task(stop.wait()),
+        asyncio.create_task(worker.hung.wait()),
+    ]
+    runner = worker.engine.runner
+    if isinstance(runner, RankedRunner):
+        ends.append(asyncio.create_task(runner.fail()))
+    if balance_s is not None and isinstance(runner, ModelRunner):
+        running.append(asyncio.create_task(_balance_experts(runner, worker.meter, balance_s)))
     await asyncio.wait([*running, *ends], return_when=asyncio.FIRST_COMPLETED)
     if stop.is_set():
         left = await worker.drain(LEAVE_S)
@@ -90,11 +99,19 @@ async def _serve(worker: Worker, registry: Registry) -> bool:
     worker.leaving.set()
     for task in (*running, *ends):
         task.cancel()
-    done, stuck = await asyncio.wait(running, timeout=STEP_GRACE_S)
+    done, stuck = await asyncio.wait([*running, *ends], timeout=STEP_GRACE_S)
     for task in done:
         if not task.cancelled():
             task.result()
     return bool(stuck)
+
+
+async def _balance_experts(runner: ModelRunner, meter: Meter, every_s: float) -> None:
+    while True:
+        await asyncio.sleep(every_s)
+        found = await runner.balance_experts()
+        if found is not None:
+            meter.balanced(found.hottest, found.before, found.after, found.moved)
 
 
 def _check_port(host: str, port: int) -> None:
@@ -125,7 +142,7 @@ def _load(config: WorkerConfig) -> ModelRunner:
             log.info("%s", line)
             last = line
 
-    return load_runner(config.model, config.engine, progress=progress)
+    return load_replica(config.model, config.engine, progress=progress)
 
 
 def _compose(
@@ -137,6 +154,7 @@ def _compose(
         step_tokens=config.engine.step_tokens,
         max_seqs=config.engine.max_seqs,
         tokenizer=Tokenizer.load(str(resolve_model(config.model))),
+        overlap=config.engine.overlaps(runner.on_gpu),
     )
     peers = GrpcPeers()
     worker = Worker(

@@ -17,7 +17,7 @@ from workers.core.errors import ConfigError, InvalidRequest
 from workers.core.request import FinishReason, Request, SampledToken, SamplingParams
 from workers.engine import Engine
 from workers.models.resolve import resolve_model
-from workers.runner.load import load_runner
+from workers.runner.ranks import load_replica
 from workers.text import TextStream, Tokenizer
 
 __all__ = ["LLM", "Completion", "SamplingParams"]
@@ -57,7 +57,10 @@ class LLM:
         step_tokens: int = 512,
         max_seqs: int = 32,
         context_length: int | None = None,
+        tensor_parallel_size: int = 1,
+        expert_parallel_size: int = 1,
         threads: int | None = None,
+        overlap: bool | None = None,
         seed: int | None = None,
         device: str | None = None,
     ) -> None:
@@ -69,7 +72,10 @@ class LLM:
                 step_tokens=step_tokens,
                 max_seqs=max_seqs,
                 context_length=context_length,
+                tensor_parallel=tensor_parallel_size,
+                expert_parallel=expert_parallel_size,
                 threads=threads,
+                overlap=overlap,
             )
         except ValidationError as error:
             fault = error.errors()[0]
@@ -80,12 +86,14 @@ class LLM:
         self.tokenizer: Tokenizer | None = None
         if (directory / "tokenizer.json").exists():
             self.tokenizer = Tokenizer.load(str(directory))
+        runner = load_replica(str(directory), config, device=device)
         self._engine = Engine(
-            load_runner(str(directory), config, device=device),
+            runner,
             block_size=config.block_size,
             step_tokens=config.step_tokens,
             max_seqs=config.max_seqs,
             tokenizer=self.tokenizer,
+            overlap=config.overlaps(runner.on_gpu),
         )
         self._seeds = random.Random(seed)
         self._requests = 0
@@ -173,7 +181,7 @@ class LLM:
                 sampled[engine.add(request)] = []
             while engine.has_work:
                 updates = await engine.step()
-                assert updates, "work waits, but nothing can run"
+                assert updates is not None, "work waits, but nothing can run"
                 for update in updates:
                     if update.error is not None:
                         raise update.error

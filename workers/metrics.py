@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
@@ -28,6 +28,22 @@ class Meter:
             "kvasir_worker_tickets_expired", "Leases that ran out", registry=self.registry
         )
 
+        self._hottest = Gauge(
+            "kvasir_worker_hottest_expert_ratio",
+            "Load of a layer's busiest expert over the mean, since experts were last balanced",
+            ["layer"],
+            registry=self.registry,
+        )
+        self._imbalance = Gauge(
+            "kvasir_worker_expert_imbalance_ratio",
+            "Load of the busiest expert parallel rank over the mean: before and after balancing",
+            ["when"],
+            registry=self.registry,
+        )
+        self._moved = Counter(
+            "kvasir_worker_experts_moved", "Slots whose expert changed", registry=self.registry
+        )
+
     def _seconds(self, name: str, what: str) -> Histogram:
         return Histogram(
             f"kvasir_worker_{name}_seconds", what, buckets=SECONDS, registry=self.registry
@@ -45,6 +61,13 @@ class Meter:
         self._admit.observe(admit_wait_s)
         self._transfer.observe(transfer_s)
         self._bytes.inc(num_bytes)
+
+    def balanced(self, hottest: Sequence[float], before: float, after: float, moved: int) -> None:
+        for layer, ratio in enumerate(hottest):
+            self._hottest.labels(str(layer)).set(ratio)
+        self._imbalance.labels("before").set(before)
+        self._imbalance.labels("after").set(after)
+        self._moved.inc(moved)
 
     def generated(self, num_tokens: int) -> None:
         self._tokens.inc(num_tokens)

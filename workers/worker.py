@@ -145,7 +145,7 @@ class Worker:
             kv_abi=self.engine.info.kv_abi,
             running=len(scheduler.running) + len(scheduler.reserved),
             waiting=len(scheduler.waiting) + self.engine.num_waiting_for_pages,
-            waiting_tokens=sum(s.num_uncomputed for s in prefilling if s.num_uncomputed > 1),
+            waiting_tokens=sum(s.num_unlaunched for s in prefilling if s.num_unlaunched > 1),
             kv_tokens=sum(seq.num_computed for seq in scheduler.running),
             blocks_total=pool.num_blocks,
             blocks_used=pool.num_referenced,

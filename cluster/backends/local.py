@@ -159,9 +159,12 @@ def _with_ports(config: ClusterConfig) -> ClusterConfig:
 def _worker_specs(slices: Sequence[WorkerConfig], folder: Path) -> list[ChildSpec]:
     """Every worker keeps its port when it is started again."""
     gpus = visible_gpus(os.environ)
-    return [
-        _worker_spec(slice_, folder, gpu_env(gpus, index)) for index, slice_ in enumerate(slices)
-    ]
+    specs, first = [], 0
+    for slice_ in slices:
+        ranks = max(slice_.engine.tensor_parallel, slice_.engine.expert_parallel)
+        specs.append(_worker_spec(slice_, folder, gpu_env(gpus, first, ranks)))
+        first += ranks
+    return specs
 
 
 def _worker_spec(slice_: WorkerConfig, folder: Path, gpu: Mapping[str, str]) -> ChildSpec:

@@ -7,6 +7,7 @@ import typer
 from cluster.commands import bench
 from cluster.commands.chat import chat
 from cluster.commands.serve import serve
+from cluster.commands.size import size
 from cluster.commands.status import status, tickets
 
 app = typer.Typer(
@@ -19,4 +20,5 @@ app.command()(serve)
 app.command()(chat)
 app.command()(status)
 app.command()(tickets)
+app.command()(size)
 app.add_typer(bench.app, name="bench")

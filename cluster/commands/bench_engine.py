@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +15,8 @@ Sizes = Annotated[str, typer.Option(help="comma-separated")]
 
 def engine(
     model: Annotated[str, typer.Option(help="checkpoint directory or hub id")],
-    threads: Annotated[int, typer.Option(min=1, help="torch threads")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="torch threads of each rank")] = 1,
+    tp: Annotated[int, typer.Option(min=1, help="ranks; of more a step is shown in parts")] = 1,
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float32")] = "auto",
     kv_tokens: Annotated[int, typer.Option(min=1024, help="KV pool; larger points are skipped")] = (
         70_000
@@ -31,10 +33,11 @@ def engine(
     """Prefill, decode and the time outside the model; a row is printed when it is measured."""
     # Here and not above: the other commands answer without waiting for torch.
     from workers.bench.engine import EngineBench, Plan, measure
+    from workers.bench.traffic import Traffic
     from workers.config import EngineConfig
-    from workers.runner.load import load_runner
+    from workers.runner.ranks import load_replica
 
-    plan = Plan(_sizes(prefill), _sizes(batches), _sizes(contexts), _points(mixed))
+    plan = Plan(_sizes(prefill), _sizes(batches), _sizes(contexts), _points(mixed), tensor=tp)
     config = EngineConfig.model_validate(
         {
             "dtype": dtype,
@@ -42,16 +45,22 @@ def engine(
             "step_tokens": step_tokens,
             "max_seqs": 64,
             "threads": threads,
+            "tensor_parallel": tp,
         }
     )
     console = Console(highlight=False)
     console.print(f"loading {model} and measuring this machine with {threads} torch threads")
-    bench = EngineBench(load_runner(model, config), config.block_size, step_tokens)
+    traffic = Traffic()
+    runner = load_replica(model, config, measured=traffic.of)
+    bench = EngineBench(runner, config.block_size, step_tokens, traffic)
     rows = []
-    for row in measure(bench, plan):
-        rows.append(row)
-        limit = "" if row.limit is None else f"  limit {row.limit:.2f}  ratio {row.ratio:.2f}"
-        console.print(f"  {row.name:<24} {row.value:10.2f} {row.unit:<14}{limit}")
+    try:
+        for row in measure(bench, plan):
+            rows.append(row)
+            limit = "" if row.limit is None else f"  limit {row.limit:.2f}  ratio {row.ratio:.2f}"
+            console.print(f"  {row.name:<24} {row.value:10.2f} {row.unit:<14}{limit}")
+    finally:
+        asyncio.run(runner.close())
     if json_file:
         json_file.write_text(json.dumps([row.as_dict() for row in rows], indent=2) + "\n")
 

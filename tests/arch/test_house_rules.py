@@ -68,6 +68,9 @@ BROAD_EXCEPTS = {
     "workers/core/waits.py": "hands a task's failure to whoever waits for it",
     "workers/transfer/threads.py": "hands a thread's failure to the event loop",
     "workers/__main__.py": "edge of the process",
+    "workers/parallel/follower.py": "edge of the process: the leader must know why it ends",
+    "workers/parallel/team.py": "hands a thread's failure to who waits for it",
+    "workers/runner/part.py": "edge of a thread without which the process must not live on",
     "router/service.py": "edge of the process",
 }
 

@@ -131,6 +131,22 @@ def test_the_example_is_valid_and_cut_into_slices() -> None:
     assert (router.cluster, router.model) == (workers[0].cluster, workers[0].model)
 
 
+def test_pools_choose_how_many_ranks_a_replica_has(tmp_path: Path) -> None:
+    text = (
+        "model: demo\nengine: {tensor_parallel: 2}\npools:\n"
+        "- {name: p, role: prefill, tensor_parallel: 4, expert_parallel: 2}\n"
+        "- {name: d, role: decode, replicas: 2, expert_parallel: 4}\n"
+    )
+    config = load_config(write(tmp_path, text))
+    workers = config.worker_slices(model_dir=Path("/m"), redis_url="redis://r", ports=[1, 2, 3])
+    sizes = [(w.engine.tensor_parallel, w.engine.expert_parallel) for w in workers]
+    assert sizes == [(4, 2), (2, 4), (2, 4)]
+    cores = len(os.sched_getaffinity(0))
+    assert {w.engine.threads for w in workers} == {max(1, cores // 12)}
+    with pytest.raises(ConfigError, match="pool p: tensor_parallel 4 and expert_parallel 3"):
+        load_config(write(tmp_path, text.replace("expert_parallel: 2", "expert_parallel: 3")))
+
+
 def test_overrides() -> None:
     two_pools = ClusterConfig.model_validate(
         {

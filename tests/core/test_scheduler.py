@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.core.batch import Batch, StepOutput
+from workers.core.block_pools import BlockPools
 from workers.core.clock import VirtualClock, run_virtual
 from workers.core.errors import Cancelled, ContextTooLong, InvalidRequest, KvasirError
+from workers.core.events import EventKind
 from workers.core.request import FinishReason, Request, SamplingParams, SequenceStatus
 from workers.core.sim_runner import SimRunner, sim_next_token
 from workers.engine import Engine
@@ -19,11 +22,30 @@ VOCAB = 50
 
 
 def engine_of(
-    blocks: int, *, step_tokens: int = 8, max_seqs: int = 4, context: int = 256
+    blocks: int,
+    *,
+    step_tokens: int = 8,
+    max_seqs: int = 4,
+    context: int = 256,
+    overlap: bool = False,
+    eos: tuple[int, ...] = (),
+    shards: int = 1,
 ) -> Engine:
-    runner = SimRunner(num_blocks=blocks, block_size=4, vocab_size=VOCAB, context_length=context)
+    runner = SimRunner(
+        num_blocks=blocks,
+        block_size=4,
+        vocab_size=VOCAB,
+        context_length=context,
+        eos_token_ids=eos,
+        shards=shards,
+    )
     return Engine(
-        runner, block_size=4, step_tokens=step_tokens, max_seqs=max_seqs, clock=VirtualClock()
+        runner,
+        block_size=4,
+        step_tokens=step_tokens,
+        max_seqs=max_seqs,
+        clock=VirtualClock(),
+        overlap=overlap,
     )
 
 
@@ -37,6 +59,12 @@ def undivided(prompt: list[int], count: int) -> list[int]:
     for _ in range(count):
         tokens.append(sim_next_token(tokens, VOCAB))
     return tokens[len(prompt) :]
+
+
+def until(eos: tuple[int, ...], tokens: list[int]) -> list[int]:
+    """The tokens up to the first that ends a text, with it."""
+    ends = [i for i, token in enumerate(tokens) if token in eos]
+    return tokens[: ends[0] + 1] if ends else tokens
 
 
 async def run_to_idle(engine: Engine) -> None:
@@ -59,15 +87,32 @@ ARRIVALS = st.lists(
 
 
 @settings(max_examples=150, deadline=None)
-@given(ARRIVALS, st.integers(17, 48), st.integers(1, 20), st.integers(1, 6))
+@given(
+    ARRIVALS,
+    st.integers(17, 48),
+    st.integers(1, 20),
+    st.integers(1, 6),
+    st.booleans(),
+    st.integers(1, 3),
+)
 def test_any_schedule_gives_the_tokens_of_each_request_alone(
     arrivals: list[tuple[float, int, int, int, float | None]],
     blocks: int,
     step_tokens: int,
     max_seqs: int,
+    overlap: bool,
+    shards: int,
 ) -> None:
     async def scene() -> None:
-        engine = engine_of(blocks, step_tokens=step_tokens, max_seqs=max_seqs)
+        eos = (7,)  # nobody knows before when it comes
+        engine = engine_of(
+            shards * blocks,
+            step_tokens=step_tokens,
+            max_seqs=max_seqs,
+            overlap=overlap,
+            eos=eos,
+            shards=shards,
+        )
         serving = asyncio.create_task(engine.serve())
 
         async def one(name: str, arrival: tuple[float, int, int, int, float | None]) -> None:
@@ -85,8 +130,9 @@ def test_any_schedule_gives_the_tokens_of_each_request_alone(
                         tokens += [token.id for token in update.tokens]
             except TimeoutError:
                 engine.abort(seq)
-            assert tokens == undivided(prompt, count)[: len(tokens)]
-            assert abort_after is not None or len(tokens) == count
+            expected = until(eos, undivided(prompt, count))
+            assert tokens == expected[: len(tokens)]
+            assert abort_after is not None or tokens == expected
 
         async with asyncio.TaskGroup() as group:
             for i, arrival in enumerate(arrivals):
@@ -328,3 +374,100 @@ def test_reservations_wait_for_room_in_order_and_can_be_given_up() -> None:
         engine.check_integrity()
 
     run_virtual(scene())
+
+
+def test_with_overlap_the_device_never_waits_for_the_host() -> None:
+    async def scene(overlap: bool) -> tuple[list[int], float]:
+        engine = engine_of(48, overlap=overlap)
+        seq = engine.add(request("r", [1, 2, 3], 20))  # 3 ms, then 19 steps of 1 ms
+        began = engine.clock.now()
+        while engine.has_work:
+            await engine.step()
+            await asyncio.sleep(0.0005)  # what the host does with it
+        return seq.tokens, engine.clock.now() - began
+
+    plain, slow = run_virtual(scene(False))
+    ahead, fast = run_virtual(scene(True))
+    assert plain == ahead
+    assert (slow, fast) == (pytest.approx(0.032), pytest.approx(0.0225))
+
+
+def test_a_failed_step_ends_who_ran_ahead_of_it_and_nobody_else() -> None:
+    async def scene() -> None:
+        engine = engine_of(48, overlap=True)
+        healthy = engine.runner.execute
+        steps = 0
+
+        async def broken(batch: Batch) -> StepOutput:
+            await healthy(batch)
+            raise KvasirError("the step failed")
+
+        def second_fails(batch: Batch) -> Awaitable[StepOutput]:
+            nonlocal steps
+            steps += 1
+            return broken(batch) if steps == 2 else healthy(batch)
+
+        engine.runner.execute = second_fails  # type: ignore[method-assign]
+        early = engine.add(request("early", [1, 2, 3], 30))
+        await engine.step()  # the second is under way
+        late = engine.add(request("late", [4, 5, 6], 5))
+        with pytest.raises(KvasirError, match="the step failed"):
+            await engine.step()  # and the third, with both
+        assert early.status is SequenceStatus.FINISHED
+        engine.check_integrity()
+        await run_to_idle(engine)
+        assert late.tokens[3:] == undivided([4, 5, 6], 5)
+        assert engine.pool.num_referenced == 0
+
+    run_virtual(scene())
+
+
+def test_nobody_runs_ahead_of_a_token_that_changes_its_own_logits() -> None:
+    async def scene() -> None:
+        engine = engine_of(48, overlap=True)
+        seen: list[bool] = []
+        healthy = engine.runner.execute
+
+        def watched(batch: Batch) -> Awaitable[StepOutput]:
+            seen.extend(chunk.start < len(chunk.sequence.tokens) for chunk in batch.chunks)
+            return healthy(batch)
+
+        engine.runner.execute = watched  # type: ignore[method-assign]
+        engine.add(request("plain", [1, 2, 3], 9))
+        engine.add(request("penalised", [1, 2, 3], 9, presence_penalty=1.0))
+        await run_to_idle(engine)
+        assert len(seen) == 18 and all(seen), "a token was sampled without those before it"
+
+    run_virtual(scene())
+
+
+def test_shards_fill_evenly_unless_one_has_the_prefix() -> None:
+    async def scene() -> None:
+        engine = engine_of(2 * 40, max_seqs=8, step_tokens=64, shards=2)
+        first = [engine.add(request(f"a{i}", [i] * 9, 30)) for i in range(4)]
+        await engine.step()
+        assert sorted(seq.shard for seq in first) == [0, 0, 1, 1]
+        long = [(20 + i) % VOCAB for i in range(33)]
+        warm = engine.add(request("warm", long, 1))
+        await engine.step()
+        again = engine.add(request("again", long, 30))
+        await engine.step()
+        assert (again.shard, again.num_cached) == (warm.shard, 32)
+        await run_to_idle(engine)
+        assert again.tokens[33:] == undivided(long, 30)
+
+    run_virtual(scene())
+
+
+def test_a_block_of_two_shards_is_told_once_and_removed_with_the_last() -> None:
+    pools = BlockPools(8, 4, shards=2)
+    blocks = [pool.allocate(4) for pool in pools.shards]
+    assert blocks == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    for pool, own in zip(pools.shards, blocks, strict=True):
+        pool.commit(own[0], b"same")
+    assert [(e.kind, e.blocks) for e in pools.events.take()] == [(EventKind.STORED, (b"same",))]
+    assert pools.cached_ids() == [b"same"]
+    for shard, told in ((0, []), (1, [(EventKind.REMOVED, (b"same",))])):
+        pools.shards[shard].release(blocks[shard])
+        pools.shards[shard].allocate(4)
+        assert [(e.kind, e.blocks) for e in pools.events.take()] == told

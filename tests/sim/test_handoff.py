@@ -231,6 +231,7 @@ def test_cancel_ends_a_running_decode() -> None:
             d.decode.cancel("r")
             with pytest.raises(Cancelled):
                 await running
+            await asyncio.sleep(0.01)  # the step that was running still wrote its pages
             house.check_idle()
 
     play(scene())

@@ -200,8 +200,11 @@ def test_a_step_that_never_ends_is_noticed() -> None:
         async with House().open() as house:
             p = house.start("p", P)
 
+            device = asyncio.Event()
+
             async def hang(batch: object) -> None:
-                await asyncio.sleep(1e9)
+                await device.wait()
+                raise KvasirError("the device came back")
 
             p.engine.runner.execute = hang  # type: ignore[method-assign, assignment]
             left = asyncio.create_task(prefill(p, request("r", [1, 2, 3], 5)))
@@ -209,6 +212,7 @@ def test_a_step_that_never_ends_is_noticed() -> None:
             assert not p.hung.is_set()
             await asyncio.wait_for(p.hung.wait(), 10)
             left.cancel()
+            device.set()  # a step cannot be stopped: the engine ends with it
 
     run_virtual(scene())
 

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import accumulate
 
 import pytest
 import torch
 
-from workers.attention.backend import AttentionBackend
+from tests.workers.attention_cases import LAYER, STEPS, Step, bury, by_hand, new_case, new_context
+from workers.attention.backend import AttentionBackend, Scores
 from workers.attention.compiled_backend import CompiledBackend
-from workers.attention.context import ForwardContext
 from workers.attention.kv_cache import KVCache, KVShape
-from workers.attention.torch_backend import (
-    Scratch,
-    TorchBackend,
-    attention_groups,
-    foreign_rows,
-)
+from workers.attention.torch_backend import TorchBackend
+from workers.attention.torch_parts import Scratch, attention_groups, foreign_rows
 from workers.kernels.library import level, load_library
 
 CPU = torch.device("cpu")
@@ -51,6 +45,19 @@ def test_pages_move_to_another_cache_unchanged() -> None:
     assert not target.pages[[0, 3]].any()
 
 
+def test_pages_of_one_side_hold_half_as_much() -> None:
+    shape = replace(SHAPE, sides=1)
+    cache = KVCache(shape, 5, CPU)
+    assert 2 * shape.block_bytes == SHAPE.block_bytes == 2 * cache.pages[0].numel() * 4
+    key, slots = torch.randn(2, 2, 8), torch.tensor([3 * 4 + 1, 0])
+    cache.write(2, cache.token_rows(slots), key)
+    assert torch.equal(cache.pages[3, 2, 0, 1], key[0])
+    read = torch.empty(2, 4, 2, 8)
+    cache.read(2, cache.page_rows(torch.tensor([3, 0])), read)
+    assert torch.equal(read[0, 1], key[0]) and torch.equal(read[1, 0], key[1])
+    assert cache.pages.count_nonzero() == key.numel()  # nothing else has changed
+
+
 def test_staging_too_small_is_our_bug() -> None:
     cache = new_cache()
     with pytest.raises(AssertionError, match="staging"):
@@ -70,47 +77,6 @@ def test_write_puts_each_token_where_its_slot_says() -> None:
     assert torch.equal(cache.pages, before)  # nothing else has changed
 
 
-def by_hand(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """The last tokens of one sequence attend causally. [Q, H, D], [K, G, D] -> [Q, H, D]."""
-    group = query.shape[1] // keys.shape[1]
-    keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
-    scores = torch.einsum("qhd,khd->hqk", query, keys) / query.shape[-1] ** 0.5
-    last = torch.arange(len(keys) - len(query), len(keys))
-    scores.masked_fill_(torch.arange(len(keys)) > last[:, None], float("-inf"))
-    return torch.einsum("hqk,khd->qhd", scores.softmax(-1), values)
-
-
-def new_context(
-    step: list[tuple[int, int]], slots: torch.Tensor, block_tables: torch.Tensor
-) -> ForwardContext:
-    none = torch.tensor([], dtype=torch.int64)
-    starts = (0, *accumulate(queries for queries, _ in step))
-    lengths = tuple(length for _, length in step)
-    return ForwardContext(
-        token_ids=none,
-        positions=none,
-        slots=slots,
-        block_tables=block_tables,
-        starts=starts,
-        lengths=lengths,
-        sample_rows=none,
-        starts_tensor=torch.tensor(starts, dtype=torch.int32),
-        lengths_tensor=torch.tensor(lengths, dtype=torch.int32),
-    )
-
-
-# (queries, length) of each chunk: decodes, whole prompts, later chunks, and all of them at once.
-STEPS = [
-    [(1, 1)],
-    [(1, 9)],
-    [(1, 8), (1, 8)],
-    [(1, 3), (1, 12), (1, 1)],
-    [(7, 7)],
-    [(5, 11)],
-    [(1, 6), (1, 10), (6, 6), (3, 9), (1, 5), (2, 8)],
-    # More than the compiled ones take at once: a split of a decode, a tile of queries or of keys.
-    [(1, 255), (1, 256), (1, 600), (130, 130), (40, 333)],
-]
 BACKENDS: dict[str, Callable[[KVCache], AttentionBackend]] = {
     "torch": TorchBackend,
     "compiled": CompiledBackend,
@@ -131,45 +97,100 @@ def backend(request: pytest.FixtureRequest) -> Callable[[KVCache], AttentionBack
 @pytest.mark.parametrize("heads", [2, 6])
 @pytest.mark.parametrize("step", STEPS)
 def test_attention_over_pages(
-    step: list[tuple[int, int]],
+    step: Step,
     heads: int,
     dtype: torch.dtype,
     left: float,
     backend: Callable[[KVCache], AttentionBackend],
 ) -> None:
-    """`left`: what stands wherever these sequences have not written."""
-    torch.manual_seed(len(step))
-    shape = replace(SHAPE, dtype=dtype, head_dim=32)
-    cache = KVCache(shape, 420, CPU)
-    cache.pages.fill_(left)
-    accuracy = 1e-5 if dtype is torch.float32 else 2e-2
-    free = random.Random(1).sample(range(420), 420)
-    tables = [[free.pop() for _ in range(-(-length // 4))] for _, length in step]
-    history = [tuple(torch.randn(2, length, 2, 32).to(dtype)) for _, length in step]
-    for table, (keys, values) in zip(tables, history, strict=True):
-        slots = torch.tensor([table[i // 4] * 4 + i % 4 for i in range(len(keys))])
-        cache.write(2, cache.token_rows(slots), keys, values)
+    new_case(step, CPU, heads=heads, dtype=dtype, left=left).check(backend)
 
-    slots = [
-        table[i // 4] * 4 + i % 4
-        for table, (queries, length) in zip(tables, step, strict=True)
-        for i in range(length - queries, length)
-    ]
-    context = new_context(
-        step,
-        torch.tensor(slots),
-        torch.tensor([table + table[:1] * (150 - len(table)) for table in tables]).int(),
-    )
-    starts = context.starts
-    query = torch.randn(starts[-1], heads, 32).to(dtype)
-    new = [(k[n - q :], v[n - q :]) for (q, n), (k, v) in zip(step, history, strict=True)]
-    plan = backend(cache).plan(context)
-    got = plan.attend(2, query, torch.cat([k for k, _ in new]), torch.cat([v for _, v in new]))
 
-    for i, (keys, values) in enumerate(history):
-        rows = slice(starts[i], starts[i + 1])
-        expected = by_hand(query[rows].float(), keys.float(), values.float())
-        torch.testing.assert_close(got[rows].float(), expected, rtol=1e-5, atol=accuracy)
+SINKS = torch.tensor([-20.0, 0.3, 2.0, -1.0, 30.0, 4.0])
+SCORES = {
+    "scale": Scores(0.7),
+    "window 1": Scores(0.2, window=1),
+    "window 4": Scores(0.2, window=4),  # a block
+    "window 7": Scores(0.2, window=7),
+    "window 100": Scores(0.2, window=100),  # longer than a tile of keys
+    "window 256": Scores(0.2, window=256),  # a split of a decode
+    "window 9999": Scores(0.2, window=9999),
+    "sinks": Scores(0.2, sinks=SINKS),
+    "sinks, window 6": Scores(0.2, window=6, sinks=SINKS),
+    "latent": Scores(0.2, value_dim=16),
+    "latent, all there is": Scores(0.2, window=6, sinks=SINKS, value_dim=24),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", SCORES)
+@pytest.mark.parametrize("step", STEPS)
+def test_scores_of_every_kind(
+    step: Step, kind: str, dtype: torch.dtype, backend: Callable[[KVCache], AttentionBackend]
+) -> None:
+    new_case(step, CPU, dtype=dtype, scores=SCORES[kind]).check(backend)
+
+
+@pytest.mark.parametrize("heads", [97, 128])
+def test_more_heads_on_one_latent_than_a_tile_has_rows(
+    heads: int, backend: Callable[[KVCache], AttentionBackend]
+) -> None:
+    scores = Scores(0.2, sinks=torch.randn(heads), value_dim=40)
+    step = [(1, 5), (1, 40), (3, 3), (4, 19)]
+    new_case(step, CPU, heads=heads, kv_heads=1, head_dim=64, scores=scores).check(backend)
+
+
+def test_sinks_may_be_of_the_model_s_own_type(
+    backend: Callable[[KVCache], AttentionBackend],
+) -> None:
+    scores = Scores(0.2, sinks=SINKS.bfloat16())
+    new_case(STEPS[-2], CPU, dtype=torch.bfloat16, scores=scores).check(backend)
+
+
+def test_pages_before_every_window_are_not_read(
+    backend: Callable[[KVCache], AttentionBackend],
+) -> None:
+    step = [(1, 40), (1, 400), (1, 9), (3, 30), (200, 500)]
+    case = new_case(step, CPU, scores=Scores(0.2, window=10))
+    bury(case, [max(0, n - q + 1 - 10) // 4 * 4 for q, n in step])
+    case.check(backend)
+
+
+def test_layers_with_and_without_a_window_share_a_plan(
+    backend: Callable[[KVCache], AttentionBackend],
+) -> None:
+    case = new_case(STEPS[-2], CPU)
+    plan = backend(case.cache).plan(case.context)
+    query, key, value = case.qkv.split((6, 2, 2), dim=1)
+    for _ in range(2):
+        for scores in (Scores(0.2), Scores(0.2, window=3)):
+            got = plan.attend(LAYER, query, key, value, scores)
+            for i, keys in enumerate(case.keys):
+                rows = case.rows(i)
+                expected = by_hand(query[rows], keys, case.values[i], scores)
+                torch.testing.assert_close(got[rows], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["window 100", "sinks, window 6", "latent", "scale"])
+@pytest.mark.skipif(not load_library(), reason="no compiled kernels")
+def test_a_sequence_gets_the_same_bits_in_every_batch(kind: str) -> None:
+    step = [(1, 3), (1, 300), (1, 700), (40, 100), (150, 350)]
+    case = new_case(step, CPU, scores=SCORES[kind])
+    together = case.attend(CompiledBackend)
+    query, key, *value = case.qkv.split((6, *[2] * case.cache.shape.sides), dim=1)
+    for i, chunk in enumerate(step):
+        rows = case.rows(i)
+        alone = new_context([chunk], case.context.slots[rows], case.context.block_tables[i : i + 1])
+        plan = CompiledBackend(case.cache).plan(alone)
+        own = value[0][rows] if value else None
+        got = plan.attend(LAYER, query[rows], key[rows], own, case.scores)
+        assert torch.equal(got, together[rows])
+
+
+def test_written_out_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.attention.torch_backend.LOGITS", 100)
+    step = [(1, 30), (1, 40), (7, 7), (9, 19)]
+    new_case(step, CPU, scores=SCORES["latent, all there is"]).check(TorchBackend)
 
 
 def test_rows_that_a_sequence_never_wrote() -> None:
@@ -199,7 +220,6 @@ def test_scratch_is_kept_and_grows_by_half_at_least() -> None:
 def test_decodes_of_similar_length_attend_together(
     step: list[tuple[int, int]], sizes: list[int]
 ) -> None:
-    none = torch.tensor([], dtype=torch.int64)
-    groups = attention_groups(new_context(step, none, none))
+    groups = attention_groups([queries for queries, _ in step], [length for _, length in step])
     assert [len(group) for group in groups] == sizes
     assert [i for group in groups for i in group] == list(range(len(step)))

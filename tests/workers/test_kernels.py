@@ -73,7 +73,7 @@ def test_what_stands_between_products(
     got = compiled.add_rms_norm(None, residual, weight, 1e-6)
     close(got, plain.add_rms_norm(None, residual.float(), weight.float(), 1e-6))
     gate_up = 40 * torch.randn(rows, 2 * width).to(dtype)  # far into both tails of the sigmoid
-    close(compiled.silu_mul(gate_up), plain.silu_mul(gate_up.float()))
+    close(compiled.gated(gate_up, "silu"), plain.gated(gate_up.float(), "silu"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -96,6 +96,29 @@ def test_heads_are_rotated_where_they_lie(
     assert torch.equal(qkv[:, 7:], before[:, 7:])  # the values stay
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_part_of_a_head_is_rotated(compiled: CompiledKernels, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    heads = torch.randn(5, 7, 32).to(dtype)
+    cos, sin = torch.randn(2, 5, 8)
+    got = compiled.rotate(heads.clone(), cos, sin, None, 1e-6)
+    turned = TorchKernels().rotate(heads[..., :16].contiguous(), cos, sin, None, 1e-6)
+    assert torch.equal(got, torch.cat((turned, heads[..., 16:]), dim=-1))
+
+
+def test_activations_are_those_of_their_papers(compiled: CompiledKernels) -> None:
+    torch.manual_seed(0)
+    gate_up = 8 * torch.randn(5, 2 * 48)
+    gate, up = gate_up.chunk(2, dim=-1)
+    gelu = F.gelu(gate, approximate="tanh") * up
+    low, near = gate.clamp(max=7), up.clamp(-7, 7)
+    clamped = low * torch.sigmoid(1.702 * low) * (near + 1)
+    for kernels in (compiled, TorchKernels()):
+        close(kernels.gated(gate_up, "silu"), F.silu(gate) * up)
+        close(kernels.gated(gate_up, "gelu_tanh"), gelu)
+        close(kernels.gated(gate_up, "clamped_silu"), clamped)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_broken_stays_broken(compiled: CompiledKernels, bad: float) -> None:
     x = torch.ones(1, 32, dtype=torch.bfloat16)
@@ -103,18 +126,18 @@ def test_what_is_broken_stays_broken(compiled: CompiledKernels, bad: float) -> N
     product = compiled.pack(torch.ones(16, 32, dtype=torch.bfloat16), None)
     assert product is not None
     assert not product(x).isfinite().any()
-    assert not compiled.silu_mul(x).isfinite().all()
+    assert not compiled.gated(x, "silu").isfinite().all()
     assert not compiled.add_rms_norm(None, x, x.new_ones(32), 1e-6).isfinite().all()
 
 
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda k: k.silu_mul(torch.ones(2, 8, dtype=torch.float16)), "float32 or bfloat16"),
+        (lambda k: k.gated(torch.ones(2, 8, dtype=torch.float16), "silu"), "float32 or bfloat16"),
         (lambda k: k.add_rms_norm(None, torch.ones(2, 8), torch.ones(7), 1e-6), "weight"),
         (lambda k: k.add_rms_norm(torch.ones(3, 8), torch.ones(2, 8), torch.ones(8), 1e-6), "x"),
         (
-            lambda k: k.rotate(torch.ones(2, 3, 8), torch.ones(2, 3), torch.ones(2, 3), None, 0.0),
+            lambda k: k.rotate(torch.ones(2, 3, 8), torch.ones(3, 4), torch.ones(3, 4), None, 0.0),
             "cos and sin",
         ),
     ],

@@ -6,6 +6,7 @@ import json
 import operator
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.checkpoints import Oracle, make_checkpoint
 from workers.core.errors import CheckpointError
 from workers.kernels.torch_kernels import TorchKernels
 from workers.layers.build import Build
+from workers.models.architecture import HeadAttention, LatentAttention, RopeConfig
 from workers.models.checkpoint import open_checkpoint
 from workers.models.config import load_config
 from workers.models.decoder import Decoder
@@ -243,6 +245,28 @@ def test_kv_abi_says_what_makes_kv_differ(whole: Path) -> None:
     assert abi != kv_abi("f" * 32, config, "float32", 16)
     assert abi != kv_abi("f" * 32, config, "bfloat16", 32)
     assert "heads=2x16" in abi
+
+
+def test_kv_abi_knows_each_kind_of_attention(whole: Path) -> None:
+    rope = RopeConfig("longrope", factor=4.0, original_context=256)
+    latent = LatentAttention(4, None, 32, 16, 8, 16, rope)
+    plain = load_config(whole)
+    assert isinstance(plain.layers[0].attention, HeadAttention)
+
+    def abi(attention: HeadAttention | LatentAttention, **fields: Any) -> str:
+        layers = (plain.layers[0], replace(plain.layers[1], attention=attention))
+        config = replace(plain, layers=layers, **fields)
+        return kv_abi("f" * 32, config, "bfloat16", 16)
+
+    heads = plain.layers[0].attention
+    same = abi(heads)
+    assert same == kv_abi("f" * 32, plain, "bfloat16", 16)
+    assert abi(replace(heads, window=24, sinks=True)) == same, "KV is what is read, not how"
+    assert abi(replace(heads, rope=replace(heads.rope, theta=5e5))) != same
+    assert "heads=2x16+latent=32+8/" in abi(latent)
+    # The context that is served chooses the factors that keys are rotated by.
+    assert abi(latent, context_length=256).endswith(":256:short")
+    assert abi(latent, context_length=257).endswith(":256:long")
 
 
 def test_resolve(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.checkpoints import make_checkpoint
+from workers.attention.backend import AttentionBackend
 from workers.attention.context import ForwardContext
 from workers.attention.kv_cache import KVCache, KVShape
 from workers.config import EngineConfig
@@ -23,6 +24,7 @@ from workers.core.hashing import BlockHasher
 from workers.core.request import Request, SampledToken, SamplingParams, Sequence
 from workers.engine import Engine
 from workers.runner import memory
+from workers.runner.forward import Forward
 from workers.runner.load import load_runner
 from workers.runner.model_runner import ModelRunner
 
@@ -70,15 +72,21 @@ class Blocking:
         raise KvasirError("let through")
 
 
+def runner_over(loaded: ModelRunner, backend: AttentionBackend) -> ModelRunner:
+    """Another runner of the same model and pages."""
+    forward = loaded.forward
+    return ModelRunner(loaded.info, Forward(forward.decoder, forward.cache, backend))
+
+
 def blocked_runner(directory: Path) -> tuple[ModelRunner, Blocking]:
     loaded = load_runner(str(directory), SIZES, device="cpu")
     backend = Blocking()
-    return ModelRunner(loaded.info, loaded.decoder, loaded.pages, backend), backend  # type: ignore[arg-type]
+    return runner_over(loaded, backend), backend  # type: ignore[arg-type]
 
 
 async def test_the_event_loop_stays_free_and_errors_come_through(directory: Path) -> None:
     runner, backend = blocked_runner(directory)
-    step = asyncio.create_task(runner.execute(Batch((Chunk(new_sequence(1), 0, 1, True),))))
+    step = asyncio.ensure_future(runner.execute(Batch((Chunk(new_sequence(1), 0, 1, True),))))
     await asyncio.to_thread(backend.entered.wait)
     assert not step.done()  # and yet we are running
     backend.release.set()
@@ -89,8 +97,12 @@ async def test_the_event_loop_stays_free_and_errors_come_through(directory: Path
 
 async def test_a_cancelled_step_gives_its_pages_back_only_when_it_is_over(directory: Path) -> None:
     runner, backend = blocked_runner(directory)
-    step = asyncio.create_task(runner.execute(Batch((Chunk(new_sequence(1), 0, 1, True),))))
+    engine = Engine(runner, block_size=4, step_tokens=8, max_seqs=2)
+    sequence = engine.add(Request("r", (1,), 1, GREEDY))
+    step = asyncio.create_task(engine.step())
     await asyncio.to_thread(backend.entered.wait)
+    engine.abort(sequence)
+    assert engine.pool.num_referenced == 1
     for _ in range(3):
         step.cancel()
         await asyncio.sleep(0)
@@ -104,7 +116,7 @@ async def test_a_cancelled_step_gives_its_pages_back_only_when_it_is_over(direct
 async def test_unusable_logits_are_an_error_of_the_request(directory: Path) -> None:
     runner = load_runner(str(directory), SIZES, device="cpu")
     with torch.no_grad():
-        runner.decoder.norm.weight.fill_(float("nan"))
+        runner.forward.decoder.norm.weight.fill_(float("nan"))
     output = await runner.execute(Batch((Chunk(new_sequence(1), 0, 1, True),)))
     (error,) = output.tokens
     assert isinstance(error, KvasirError) and "request r" in error.message
@@ -212,7 +224,7 @@ def test_dtype_of_the_config_and_else_of_the_weights(directory: Path, tmp_path: 
     for dtype, expected in [("bfloat16", torch.bfloat16), (None, torch.float32)]:
         (copy / "config.json").write_text(json.dumps(config | {"dtype": dtype}))
         runner = load_runner(str(copy), auto, device="cpu")
-        assert runner.decoder.head.dtype is expected
+        assert runner.forward.decoder.head.dtype is expected
 
 
 def test_pool_size_without_a_wish() -> None:

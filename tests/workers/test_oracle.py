@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from array import array
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,7 @@ import pytest
 import torch
 
 from tests.checkpoints import Oracle, make_checkpoint
-from workers.config import EngineConfig
-from workers.core.batch import Batch, Chunk
-from workers.core.hashing import BlockHasher
-from workers.core.request import Request, SamplingParams, Sequence
-from workers.runner.inputs import build_context
-from workers.runner.load import load_runner
-from workers.runner.model_runner import ModelRunner
-
-BLOCK = 4
-CPU = torch.device("cpu")
+from tests.decoding import BLOCK, load, logits, new_sequence, tokens_of
 
 
 def rope(kind: str, **fields: Any) -> dict[str, Any]:
@@ -35,6 +25,13 @@ LLAMA3 = rope(
     original_max_position_embeddings=64,
 )
 YARN = rope("yarn", factor=8.0, original_max_position_embeddings=64)
+
+LONGROPE = rope(
+    "longrope",
+    long_factor=[1.5, 3.0, 6.0, 20.0],
+    short_factor=[1.0, 1.1, 1.2, 1.5],
+    partial_rotary_factor=0.5,
+)
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -55,30 +52,20 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         {"head_dim": 24, "tie_word_embeddings": True, "attention_bias": True},
     ),
     "qwen3 dynamic rope": ("qwen3", rope("dynamic", factor=4.0)),
+    "qwen3 upper window": (
+        "qwen3",
+        {"use_sliding_window": True, "sliding_window": 21, "max_window_layers": 1},
+    ),
+    "mistral window": ("mistral", {}),
+    "gemma3": ("gemma3", {}),
+    "phi3 window": ("phi3", {"sliding_window": 24}),
+    "phi3 long factors, half rotated": (
+        "phi3",
+        {"original_max_position_embeddings": 5} | LONGROPE,
+    ),
+    "gpt_oss": ("gpt_oss", {}),
+    "deepseek_v3": ("deepseek_v3", {}),
 }
-
-
-def new_sequence(tokens: list[int], blocks: list[int], name: str = "a") -> Sequence:
-    request = Request(name, tuple(tokens), len(tokens), SamplingParams(temperature=0.0))
-    sequence = Sequence(request, BlockHasher(b"", BLOCK))
-    sequence.blocks = array("i", blocks)
-    return sequence
-
-
-def logits(runner: ModelRunner, *chunks: tuple[Sequence, int, int]) -> torch.Tensor:
-    """Of every token of a step over (sequence, start, end), in this order: [T, vocab]."""
-    batch = Batch(tuple(Chunk(s, start, end - start, True) for s, start, end in chunks))
-    context = build_context(batch, BLOCK, CPU)
-    with torch.inference_mode():
-        found = runner.decoder.logits(runner.hidden(context))
-    ends = [row + 1 for row in context.sample_rows.tolist()]  # rows stand in another order
-    spans = [(end - chunk.num_tokens, end) for end, chunk in zip(ends, batch.chunks, strict=True)]
-    return torch.cat([found[start:end] for start, end in spans])
-
-
-def load(directory: Path, dtype: Any = "float32", **sizes: Any) -> ModelRunner:
-    config = EngineConfig(dtype=dtype, block_size=BLOCK, kv_tokens=1200, **sizes)
-    return load_runner(str(directory), config, device="cpu")
 
 
 @pytest.fixture(scope="module", params=SHAPES, ids=lambda name: name.replace(" ", "-"))
@@ -88,55 +75,50 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return load(directory), Oracle(directory)
 
 
-def tokens_of(seed: int, length: int) -> list[int]:
-    draw = random.Random(seed)
-    return [draw.randrange(260) for _ in range(length)]
-
-
 @pytest.mark.parametrize("sizes", [[150], [1, 2, 3, 144], [64, 64, 21, 1], [149, 1]])
 def test_chunked_prefill(pair: Any, sizes: list[int]) -> None:
-    runner, oracle = pair
+    model, oracle = pair
     tokens = tokens_of(1, sum(sizes))
     sequence = new_sequence(tokens, random.Random(0).sample(range(300), 60))
     got, at = [], 0
     for size in sizes:
-        got.append(logits(runner, (sequence, at, at + size)))
+        got.append(logits(model, (sequence, at, at + size)))
         at += size
     torch.testing.assert_close(torch.cat(got), oracle.logits(tokens), atol=2e-4, rtol=1e-4)
 
 
 def test_mixed_step_over_a_shared_prefix(pair: Any) -> None:
     """One step with decodes, first chunks and later chunks; two sequences read the same pages."""
-    runner, oracle = pair
+    model, oracle = pair
     prefix = tokens_of(2, 5 * BLOCK)
     long = new_sequence(prefix + tokens_of(3, 14), list(range(100, 115)))
     sharing = new_sequence(prefix + tokens_of(4, 9), [*range(100, 105), *range(200, 210)])
     fresh = new_sequence(tokens_of(5, 11), list(range(50, 60)))
     decoding = new_sequence(tokens_of(6, 7), list(range(20, 30)))
-    logits(runner, (long, 0, 20), (decoding, 0, 6))
+    logits(model, (long, 0, 20), (decoding, 0, 6))
     step = [(decoding, 6, 7), (long, 20, 21), (fresh, 0, 11), (sharing, 20, 29)]
-    got = logits(runner, *step)
+    got = logits(model, *step)
     want = torch.cat([oracle.logits(s.tokens)[start:end] for s, start, end in step])
     torch.testing.assert_close(got, want, atol=2e-4, rtol=1e-4)
-    got = logits(runner, (long, 21, 34))
+    got = logits(model, (long, 21, 34))
     torch.testing.assert_close(got, oracle.logits(long.tokens)[21:], atol=2e-4, rtol=1e-4)
 
 
 def test_a_chunk_may_read_what_the_same_step_writes(pair: Any) -> None:
-    runner, oracle = pair
+    model, oracle = pair
     tokens = tokens_of(7, 23)
     sequence = new_sequence(tokens, list(range(40, 50)))
-    got = logits(runner, (sequence, 0, 10), (sequence, 10, 22), (sequence, 22, 23))
+    got = logits(model, (sequence, 0, 10), (sequence, 10, 22), (sequence, 22, 23))
     torch.testing.assert_close(got, oracle.logits(tokens), atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_close(dtype: str, tmp_path: Path) -> None:
     directory = make_checkpoint(tmp_path, "qwen3", initializer_range=0.1)
-    runner, oracle = load(directory, dtype), Oracle(directory)
+    model, oracle = load(directory, dtype), Oracle(directory)
     tokens = tokens_of(8, 120)
     sequence = new_sequence(tokens, list(range(30)))
-    got = torch.cat([logits(runner, (sequence, 0, 77)), logits(runner, (sequence, 77, 120))])
+    got = torch.cat([logits(model, (sequence, 0, 77)), logits(model, (sequence, 77, 120))])
     assert got.dtype is getattr(torch, dtype)
     want = oracle.logits(tokens)
     error = (got.float() - want).norm() / want.norm()
@@ -146,10 +128,9 @@ def test_half_precision_is_close(dtype: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("length", [600, 3000])
 def test_long_prompts(length: int, tmp_path: Path) -> None:
     directory = make_checkpoint(tmp_path, "llama", max_position_embeddings=4096)
-    config = EngineConfig(dtype="float32", block_size=BLOCK, kv_tokens=4096)
-    runner = load_runner(str(directory), config, device="cpu")
+    model = load(directory, kv_tokens=4096)
     tokens = tokens_of(9, length)
     sequence = new_sequence(tokens, random.Random(0).sample(range(1024), 760))
-    got = [logits(runner, (sequence, at, min(at + 512, length))) for at in range(0, length, 512)]
+    got = [logits(model, (sequence, at, min(at + 512, length))) for at in range(0, length, 512)]
     want = Oracle(directory).logits(tokens)
     torch.testing.assert_close(torch.cat(got), want, atol=1e-3, rtol=1e-3)

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from workers.core.batch import Choice
 from workers.core.errors import Code, InvalidRequest, KvasirError
 from workers.core.hashing import BlockHasher
 from workers.core.request import Request, SampledToken, SamplingParams, Sequence
 from workers.core.rng import random_bits
-from workers.sampling import Sampler
+from workers.sampling import Row, Sampler
 
 VOCAB = 37
 EOS = 2
@@ -29,9 +30,16 @@ def sequence(
     return Sequence(request, BlockHasher(b"", 16))
 
 
+def choose(logits: Tensor, seqs: list[Sequence], eos: tuple[int, ...] = (EOS,)) -> list[Choice]:
+    """The next token of each."""
+    sampler = Sampler(logits.shape[-1], eos, logits.device)
+    rows = [Row(seq, len(seq.tokens)) for seq in seqs]
+    return sampler.launch(logits, sampler.plan(rows)).read()
+
+
 def sample(logits: Tensor, seqs: list[Sequence], eos: tuple[int, ...] = ()) -> list[SampledToken]:
     """Where every row has a token."""
-    choices = Sampler(logits.shape[-1], eos).sample(logits, seqs)
+    choices = choose(logits, seqs, eos)
     tokens = [choice for choice in choices if isinstance(choice, SampledToken)]
     assert len(tokens) == len(choices), choices
     return tokens
@@ -70,7 +78,7 @@ def test_greedy_takes_the_first_of_the_largest() -> None:
 
 
 def test_no_rows() -> None:
-    assert Sampler(VOCAB, (EOS,)).sample(torch.empty(0, VOCAB), []) == []
+    assert choose(torch.empty(0, VOCAB), []) == []
 
 
 def test_plain_sampling_follows_the_distribution() -> None:
@@ -230,10 +238,9 @@ def test_logprobs_are_the_models_own() -> None:
 def beside_a_bad_row(logits: Tensor, bad: Sequence) -> KvasirError:
     """The error in the middle of three rows; the two others are what they are alone."""
     good = [sequence(temperature=0.0), sequence(seed=3, top_p=0.9, logprobs=2)]
-    sampler = Sampler(VOCAB, (EOS,))
-    first, error, last = sampler.sample(logits, [good[0], bad, good[1]])
-    assert [first] == sampler.sample(logits[:1], good[:1])
-    assert [last] == sampler.sample(logits[2:], good[1:])
+    first, error, last = choose(logits, [good[0], bad, good[1]])
+    assert [first] == choose(logits[:1], good[:1])
+    assert [last] == choose(logits[2:], good[1:])
     assert isinstance(error, KvasirError) and "request r1" in error.message
     return error
 
@@ -274,7 +281,7 @@ def test_logits_are_left_as_they_are() -> None:
     logits = random_logits(10)
     before = logits.clone()
     params: dict[str, Any] = {"repetition_penalty": 2.0, "logit_bias": {1: 1.0}, "min_tokens": 9}
-    Sampler(VOCAB, (EOS,)).sample(logits, [sequence(seed=1, top_p=0.5, logprobs=2, **params)])
+    choose(logits, [sequence(seed=1, top_p=0.5, logprobs=2, **params)])
     assert torch.equal(logits, before)
 
 
@@ -307,7 +314,6 @@ def test_a_row_alone_equals_the_row_in_a_batch(
     if coarse:
         logits = logits.round()
     seqs = [sequence(prompt=(1, 2, 3) * i, output=(4,), **p) for i, p in enumerate(rows, 1)]
-    sampler = Sampler(vocab, (EOS,))
-    together = sampler.sample(logits, seqs)
+    together = choose(logits, seqs)
     for i, seq in enumerate(seqs):
-        assert sampler.sample(logits[i : i + 1].clone(), [seq]) == [together[i]]
+        assert choose(logits[i : i + 1].clone(), [seq]) == [together[i]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from workers.attention.backend import Scores
 from workers.attention.context import ForwardContext
 from workers.attention.kv_cache import KVCache
 from workers.attention.torch_backend import TorchBackend, TorchPlan
@@ -26,15 +27,20 @@ class CompiledPlan:
         )
         self._rest = rest
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor | None, scores: Scores
+    ) -> Tensor:
         torch.ops.kvasir.write_pages(key, value, self._pages, layer, self._slots)
         if self._rest is None:
-            return torch.ops.kvasir.attend(query, self._pages, layer, *self._sequences)
-        outputs = self._rest.read(layer, query, key, value)
+            return self._attend(layer, query, scores)
+        outputs = self._rest.read(layer, query, key, value, scores)
         if self._rows:
-            first = query[: self._rows]
-            outputs.insert(0, torch.ops.kvasir.attend(first, self._pages, layer, *self._sequences))
+            outputs.insert(0, self._attend(layer, query[: self._rows], scores))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _attend(self, layer: int, query: Tensor, scores: Scores) -> Tensor:
+        rest = scores.scale, scores.window, scores.sinks, scores.value_dim
+        return torch.ops.kvasir.attend(query, self._pages, layer, *self._sequences, *rest)
 
 
 class CompiledBackend:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,17 +13,19 @@ from workers.kernels.huge_pages import huge_zeros
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """Sizes of one block; `head_dim` and `kv_heads` are what this process holds."""
+    """Sizes of one block; `head_dim` and `kv_heads` are what this process holds. `sides`: keys and
+    values, or 1 where a token's value is part of its key (latent attention)."""
 
     layers: int
     kv_heads: int
     head_dim: int
     block_size: int
     dtype: torch.dtype
+    sides: int = 2
 
     @property
     def token_bytes(self) -> int:
-        return self.layers * 2 * self.kv_heads * self.head_dim * self.dtype.itemsize
+        return self.layers * self.sides * self.kv_heads * self.head_dim * self.dtype.itemsize
 
     @property
     def block_bytes(self) -> int:
@@ -31,7 +33,7 @@ class KVShape:
 
 
 class KVCache:
-    """PageStore over [num_blocks, layers, 2 (key, value), block_size, kv_heads, head_dim].
+    """PageStore over [num_blocks, layers, sides (key, value), block_size, kv_heads, head_dim].
 
     Attention addresses it by rows of flat views, since index_select and index_copy_ on whole rows
     are plain copies and can write into a kept buffer.
@@ -50,7 +52,8 @@ class KVCache:
         else:
             memory = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
         self.pages = memory.view(shape.dtype).view(
-            (num_blocks, shape.layers, 2, shape.block_size, shape.kv_heads, shape.head_dim)
+            *(num_blocks, shape.layers, shape.sides),
+            *(shape.block_size, shape.kv_heads, shape.head_dim),
         )
         width = shape.kv_heads * shape.head_dim
         self._tokens = self.pages.view(-1, width)
@@ -65,27 +68,32 @@ class KVCache:
 
     def token_rows(self, slots: Tensor) -> Tensor:
         """[T] rows that hold the keys of layer 0; `write` steps on from there."""
-        size = self.shape.block_size
-        blocks = torch.div(slots, size, rounding_mode="floor")
-        return blocks * (2 * self.shape.layers * size) + slots % size
+        shape = self.shape
+        blocks = torch.div(slots, shape.block_size, rounding_mode="floor")
+        layers = shape.layers * shape.sides * shape.block_size
+        return blocks * layers + slots % shape.block_size
 
     def page_rows(self, blocks: Tensor) -> Tensor:
         """Rows that hold the keys of layer 0 in these blocks; `read` steps on from there."""
-        return blocks * (2 * self.shape.layers)
+        return blocks * (self.shape.layers * self.shape.sides)
 
-    def write(self, layer: int, token_rows: Tensor, key: Tensor, value: Tensor) -> None:
-        """key, value: [T, kv_heads, head_dim]."""
-        size = self.shape.block_size
-        for side, tensor in enumerate((key, value)):
-            rows = token_rows + (2 * layer + side) * size
+    def write(self, layer: int, token_rows: Tensor, *sides: Tensor) -> None:
+        """sides: key and value, or the key alone; each [T, kv_heads, head_dim]."""
+        for row, tensor in self._sides(layer, sides):
+            rows = token_rows + row * self.shape.block_size
             self._tokens.index_copy_(0, rows, tensor.reshape(rows.numel(), -1))
 
-    def read(self, layer: int, page_rows: Tensor, keys: Tensor, values: Tensor) -> None:
+    def read(self, layer: int, page_rows: Tensor, *sides: Tensor) -> None:
         """Copy the pages at `page_rows` [n] into keys and values, each n pages long."""
-        for side, target in enumerate((keys, values)):
-            rows = page_rows + (2 * layer + side)
+        for row, target in self._sides(layer, sides):
+            rows = page_rows + row
             out = target.view(rows.numel(), -1)
             torch.index_select(self._pages_of_a_layer, 0, rows, out=out)
+
+    def _sides(self, layer: int, sides: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
+        """Each side with how many pages after layer 0's keys it stands in a block."""
+        assert len(sides) == self.shape.sides, f"{len(sides)} sides of {self.shape.sides}"
+        return enumerate(sides, layer * self.shape.sides)
 
     # PageStore. Staging is uint8 on the device of the pages.
 

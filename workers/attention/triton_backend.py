@@ -15,6 +15,7 @@ import triton
 from torch import Tensor
 
 from workers.attention import triton_ops
+from workers.attention.backend import Scores
 from workers.attention.context import ForwardContext
 from workers.attention.kv_cache import KVCache
 
@@ -22,36 +23,49 @@ SPLITS = 32  # of one sequence, at most
 LEAST_KEYS = 256  # in a split
 PROGRAMS = 2048  # of one decode launch, about: several for each multiprocessor
 STAGES = 3  # block ids are loaded two tiles ahead, keys and values one
+LOG2_E = math.log2(math.e)
 LEAST_ROWS = 16  # of a tile, for the hardware's matrix products
+
+
+LATENT_HEADS = 16  # that share a tile: a wide latent leaves registers for no more
 
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
     """How the kernels cut their work: a tile's queries and two stages of keys and values fit the
-    99 KiB of shared memory that every GPU since 2020 has, its sums the registers (both are read
-    off the compiled kernels in tests/workers/test_triton.py)."""
+    99 KiB of shared memory that every GPU since 2020 has (latents in float32: the 163 KiB of data
+    centre GPUs), its sums the registers (both are read off the compiled kernels in
+    tests/workers/test_triton.py)."""
 
-    columns: int  # head_dim, padded to a power of two
+    columns: int  # of a value, padded to a power of two
+    rest: int  # of a key besides, where its value is a part of it; else 0
     keys: int
     rows: int  # queries of one head
     warps: int
 
 
-def choose_tiles(head_dim: int, dtype: torch.dtype) -> Tiles:
-    columns = max(LEAST_ROWS, triton.next_power_of_2(head_dim))
+def choose_tiles(head_dim: int, value_dim: int, dtype: torch.dtype) -> Tiles:
+    columns, rest = _padded(value_dim), _padded(head_dim - value_dim)
     wide = columns > 128
     if dtype.itemsize > 2:
-        return Tiles(columns, keys=16 if wide else 32, rows=16 if wide else 32, warps=4)
-    return Tiles(columns, keys=32 if wide else 64, rows=64 if wide else 128, warps=4 if wide else 8)
+        keys = 16 if wide else 32
+        return Tiles(columns, rest, keys, rows=keys, warps=4)
+    if columns > 256:
+        return Tiles(columns, rest, keys=16, rows=32, warps=8)
+    keys, rows, warps = (32, 64, 4) if wide else (64, 128, 8)
+    return Tiles(columns, rest, keys, rows, warps)
+
+
+def _padded(width: int) -> int:
+    return max(LEAST_ROWS, triton.next_power_of_2(width)) if width else 0
 
 
 class TritonBackend:
     def __init__(self, cache: KVCache) -> None:
         self.cache = cache
-        self.tiles = choose_tiles(cache.shape.head_dim, cache.shape.dtype)
+        pages = cache.pages
         self.layers = [
-            (cache.pages[:, layer, 0], cache.pages[:, layer, 1])
-            for layer in range(cache.shape.layers)
+            (pages[:, layer, 0], pages[:, layer, -1]) for layer in range(cache.shape.layers)
         ]
 
     def plan(self, context: ForwardContext) -> TritonPlan:
@@ -66,97 +80,122 @@ class TritonPlan:
         self._context = context
         self._layers = backend.layers
         self._shape = shape = backend.cache.shape
-        self._tiles = backend.tiles
-        self._page_stride = backend.cache.pages.stride(0)
+        self._pages = {"PAGE_STRIDE": backend.cache.pages.stride(0), "PAGE": shape.block_size}
         queries = [context.queries(chunk) for chunk in range(len(context.lengths))]
         # Single tokens come first (see ForwardContext).
         self._decodes = sum(count == 1 for count in queries)
         self._longest = max(queries)
-        self._scale = math.log2(math.e) / math.sqrt(shape.head_dim)
         self._partial: tuple[Tensor, Tensor] | None = None
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor | None, scores: Scores
+    ) -> Tensor:
         pages = self._layers[layer]
         self._write(pages, key, value)
-        out = torch.empty_like(query, memory_format=torch.contiguous_format)
+        width = scores.value_dim or self._shape.head_dim
+        out = query.new_empty(*query.shape[:2], width)
         if self._decodes:
-            self._attend_singles(pages, query, out)
+            self._attend_singles(pages, query, scores, out)
         if self._decodes < len(self._context.lengths):
-            self._attend_chunks(pages, query, out)
+            self._attend_chunks(pages, query, scores, out)
         return out
 
-    def _write(self, pages: tuple[Tensor, Tensor], key: Tensor, value: Tensor) -> None:
+    def _write(self, pages: tuple[Tensor, Tensor], key: Tensor, value: Tensor | None) -> None:
         tokens, kv_heads, head_dim = key.shape
         width = kv_heads * head_dim
-        for rows in (key, value):
+        sides = (key, key if value is None else value)
+        for rows in sides:
             assert rows.stride()[1:] == (head_dim, 1), "the heads of a token lie side by side"
         triton_ops.write_pages[(tokens,)](
-            *(key, value, self._context.slots, *pages, key.stride(0), value.stride(0)),
-            PAGE_STRIDE=self._page_stride,
-            PAGE=self._shape.block_size,
+            *(*sides, self._context.slots, *pages, *(rows.stride(0) for rows in sides)),
+            **self._pages,
             WIDTH=width,
             TILE=triton.next_power_of_2(width),
+            SIDES=self._shape.sides,
             num_warps=4,
         )
 
-    def _attend_singles(self, pages: tuple[Tensor, Tensor], query: Tensor, out: Tensor) -> None:
-        context, shape, tiles, count = self._context, self._shape, self._tiles, self._decodes
+    def _attend_singles(
+        self, pages: tuple[Tensor, Tensor], query: Tensor, scores: Scores, out: Tensor
+    ) -> None:
+        context, shape, count = self._context, self._shape, self._decodes
         heads = query.shape[1]
-        group = heads // shape.kv_heads
-        partial, partial_log = self._partials(query)
-        programs = max(1, min(SPLITS, PROGRAMS // (count * shape.kv_heads)))
+        group, window = heads // shape.kv_heads, scores.window or 0
+        tiles = choose_tiles(shape.head_dim, out.shape[2], shape.dtype)
+        rows = decode_rows(group, tiles)
+        parts = shape.kv_heads * triton.cdiv(group, rows)
+        partial, partial_log = self._partials(out)
+        programs = max(1, min(SPLITS, PROGRAMS // (count * parts)))
         tables = context.block_tables
-        triton_ops.decode_splits[(count, shape.kv_heads, programs)](
+        triton_ops.decode_splits[(count, parts, programs)](
             *(query, *pages, tables, context.lengths_tensor, partial, partial_log),
-            *(self._scale, query.stride(0), tables.stride(0)),
-            PAGE_STRIDE=self._page_stride,
-            PAGE=shape.block_size,
+            *(scores.scale * LOG2_E, query.stride(0), tables.stride(0)),
+            **self._pages,
             HEADS=shape.kv_heads,
             GROUP=group,
             WIDTH=shape.head_dim,
-            ROWS=max(LEAST_ROWS, triton.next_power_of_2(group)),
+            VALUE=out.shape[2],
+            ROWS=rows,
             COLUMNS=tiles.columns,
+            REST=tiles.rest,
             KEYS=tiles.keys,
+            WINDOW=window,
             SPLITS=SPLITS,
             LEAST=LEAST_KEYS,
             num_warps=4,
             num_stages=STAGES,
         )
+        sinks = scores.sinks
         triton_ops.merge_splits[(count, heads)](
-            *(partial, partial_log, context.lengths_tensor, out),
+            *(partial, partial_log, context.lengths_tensor, query if sinks is None else sinks, out),
             HEADS=heads,
-            WIDTH=shape.head_dim,
+            VALUE=out.shape[2],
             COLUMNS=tiles.columns,
+            WINDOW=window,
+            SINKS=sinks is not None,
             SPLITS=SPLITS,
             LEAST=LEAST_KEYS,
             num_warps=4,
         )
 
-    def _partials(self, query: Tensor) -> tuple[Tensor, Tensor]:
+    def _partials(self, out: Tensor) -> tuple[Tensor, Tensor]:
         """One for all layers of the step: each is used up before the next begins."""
         if self._partial is None:
-            shape = (self._decodes, query.shape[1], SPLITS, query.shape[2])
-            outputs = torch.empty(shape, dtype=torch.float32, device=query.device)
+            shape = (self._decodes, out.shape[1], SPLITS, out.shape[2])
+            outputs = torch.empty(shape, dtype=torch.float32, device=out.device)
             self._partial = outputs, outputs.new_empty(shape[:3])
         return self._partial
 
-    def _attend_chunks(self, pages: tuple[Tensor, Tensor], query: Tensor, out: Tensor) -> None:
-        context, shape, tiles, first = self._context, self._shape, self._tiles, self._decodes
-        heads = query.shape[1]
+    def _attend_chunks(
+        self, pages: tuple[Tensor, Tensor], query: Tensor, scores: Scores, out: Tensor
+    ) -> None:
+        context, shape, first = self._context, self._shape, self._decodes
+        heads, sinks = query.shape[1], scores.sinks
+        tiles = choose_tiles(shape.head_dim, out.shape[2], shape.dtype)
         tables = context.block_tables
         grid = (triton.cdiv(self._longest, tiles.rows), heads, len(context.lengths) - first)
         triton_ops.attend_chunks[grid](
             *(query, *pages, tables[first:]),
-            *(context.starts_tensor[first:], context.lengths_tensor[first:], out),
-            *(self._scale, query.stride(0), tables.stride(0)),
-            PAGE_STRIDE=self._page_stride,
-            PAGE=shape.block_size,
+            *(context.starts_tensor[first:], context.lengths_tensor[first:]),
+            *(query if sinks is None else sinks, out),
+            *(scores.scale * LOG2_E, query.stride(0), tables.stride(0)),
+            **self._pages,
             HEADS=shape.kv_heads,
             GROUP=heads // shape.kv_heads,
             WIDTH=shape.head_dim,
+            VALUE=out.shape[2],
             ROWS=tiles.rows,
             COLUMNS=tiles.columns,
+            REST=tiles.rest,
             KEYS=tiles.keys,
+            WINDOW=scores.window or 0,
+            SINKS=sinks is not None,
             num_warps=tiles.warps,
             num_stages=STAGES,
         )
+
+
+def decode_rows(group: int, tiles: Tiles) -> int:
+    """Query heads of a KV head that attend together."""
+    rows = max(LEAST_ROWS, triton.next_power_of_2(group))
+    return min(rows, LATENT_HEADS) if tiles.rest else rows

@@ -13,11 +13,13 @@ import statistics
 from array import array
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
 
 from workers.bench.limits import MatmulRates, read_bandwidth
 from workers.bench.noop import noop_runner
+from workers.bench.traffic import Traffic, dense_bytes
 from workers.core.batch import Batch, Chunk
 from workers.core.clock import Clock, SystemClock
 from workers.core.errors import KvasirError
@@ -34,6 +36,16 @@ PREFILL_S = 10.0  # of one length, unless once takes longer
 NOOP_CONTEXT = 1024
 NOOP_STEPS = 100
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
+
+
+class Step(NamedTuple):
+    """Seconds of an engine's step, of the forward in it, and of the collectives in that; bytes that
+    this rank brought to them."""
+
+    seconds: float
+    forward: float
+    communication: float
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +66,21 @@ class EngineBench:
     """Drives a runner directly with sequences whose KV is taken as given: speed does not depend on
     what stands in the pages."""
 
-    def __init__(self, runner: ModelRunner, block_size: int, step_tokens: int) -> None:
+    def __init__(
+        self,
+        runner: ModelRunner,
+        block_size: int,
+        step_tokens: int,
+        traffic: Traffic | None = None,
+    ) -> None:
+        """`traffic`: of the leader, where the runner has several ranks."""
+        self._traffic = Traffic() if traffic is None else traffic
         self._runner = runner
         self._block_size = block_size
         self._step_tokens = step_tokens
         self._clock: Clock = SystemClock()
         self._bandwidth = read_bandwidth(self._clock)
-        decoder = runner.decoder
+        decoder = runner.forward.decoder
         self._dtype = decoder.head.dtype
         self._head = decoder.head.shape
         self._matrices = [
@@ -122,12 +142,32 @@ class EngineBench:
         )
         return Row(f"prefill/t{tokens}", value, "tok/s", limit, value / limit)
 
-    async def outside(self, batch: int) -> Row:
+    async def outside(self, batch: int, *, overlap: bool = False) -> Row:
         """Share of a decode step that is not the model: schedule, inputs, sampling, update, event
-        loop."""
+        loop. `overlap`: with the next step prepared meanwhile."""
+        steps = await self._engine_steps(self._runner, batch, prompt_len=9, overlap=overlap)
+        share = statistics.median(1.0 - step.forward / step.seconds for step in steps)
+        name = f"outside/b{batch}" + ("/overlap" if overlap else "")
+        return Row(name, share * 100, "% of the step", 5.0, 5.0 / (share * 100))
+
+    async def ranks(self, batch: int, tensor: int) -> list[Row]:
+        """A decode step of the leader of several ranks in its parts. The limit of the volume is the
+        formula for a model without experts."""
         steps = await self._engine_steps(self._runner, batch, prompt_len=9)
-        share = statistics.median(1.0 - forward / step for step, forward in steps)
-        return Row(f"outside/b{batch}", share * 100, "% of the step", 5.0, 5.0 / (share * 100))
+        median = sorted(steps)[len(steps) // 2]
+        outside = (1.0 - median.forward / median.seconds) * 100
+        decoder = self._runner.forward.decoder
+        formula = dense_bytes(decoder.config, tensor, batch, self._dtype.itemsize) / 1024
+        volume = median.bytes / 1024
+        name = f"ranks/b{batch}"
+        compute = (median.forward - median.communication) * 1e3
+        return [
+            Row(f"{name}/step", median.seconds * 1e3, "ms", None, None),
+            Row(f"{name}/compute", compute, "ms", None, None),
+            Row(f"{name}/communication", median.communication * 1e3, "ms", None, None),
+            Row(f"{name}/overhead", outside, "% of the step", 5.0, 5.0 / outside),
+            Row(f"{name}/volume", volume, "KiB", formula, formula / volume),
+        ]
 
     async def outside_noop(self, batch: int, context: int = NOOP_CONTEXT) -> Row:
         """Milliseconds of a decode step where the model costs nothing. Its limit: 1 ms, and what
@@ -137,19 +177,26 @@ class EngineBench:
         runner = noop_runner(info, self._dtype, self._block_size, batch=batch, tokens=tokens)
         steps = await self._engine_steps(runner, batch, prompt_len=context, measured=NOOP_STEPS)
         await runner.close()
-        value = statistics.median(step for step, _ in steps)
+        value = statistics.median(step.seconds for step in steps)
         limit = 1e-3 + batch * info.vocab_size * self._dtype.itemsize / self._bandwidth
         return Row(f"outside/b{batch}/noop", value * 1e3, "ms", limit * 1e3, limit / value)
 
     async def _engine_steps(
-        self, runner: ModelRunner, batch: int, *, prompt_len: int, measured: int = DECODE_STEPS
-    ) -> list[tuple[float, float]]:
-        """Seconds of decode steps of an engine over `runner`, and of the forward in each."""
+        self,
+        runner: ModelRunner,
+        batch: int,
+        *,
+        prompt_len: int,
+        measured: int = DECODE_STEPS,
+        overlap: bool = False,
+    ) -> list[Step]:
+        """Decode steps of an engine over `runner`."""
         engine = Engine(
             runner,
             block_size=self._block_size,
             step_tokens=batch * prompt_len,  # all are admitted at once
             max_seqs=batch,
+            overlap=overlap,
         )
         for i in range(batch):
             prompt = tuple((i + j) % runner.info.vocab_size for j in range(prompt_len))
@@ -157,14 +204,23 @@ class EngineBench:
         await engine.step()
         steps = []
         for _ in range(WARM_STEPS + measured):
-            forward = runner.forward_seconds
+            forward, traffic = runner.forward_seconds, self._traffic
+            communication, moved = traffic.seconds, traffic.bytes
             began = self._clock.now()
             updates = await engine.step()
-            step = self._clock.now() - began
-            steps.append((step, runner.forward_seconds - forward))
-            assert len(updates) == batch, "not everybody decodes"
+            steps.append(
+                Step(
+                    self._clock.now() - began,
+                    runner.forward_seconds - forward,
+                    traffic.seconds - communication,
+                    traffic.bytes - moved,
+                )
+            )
+            assert updates is not None and len(updates) == batch, "not everybody decodes"
         for seq in list(engine.scheduler.running):
             engine.abort(seq)
+        while engine.has_work:  # a step may be under way
+            await engine.step()
         return steps[WARM_STEPS:]
 
     async def _step_seconds(self, decodes: list[Sequence], *prefills: Chunk) -> float:
@@ -219,6 +275,7 @@ class Plan:
     contexts: tuple[int, ...] = (128, 1024, 4096)
     mixed: tuple[tuple[int, int, int], ...] = ((8, 1024, 256), (8, 1024, 512))
     outside: tuple[int, ...] = (1, 8, 64)
+    tensor: int = 1
 
 
 def measure(bench: EngineBench, plan: Plan) -> Iterator[Row]:
@@ -226,6 +283,9 @@ def measure(bench: EngineBench, plan: Plan) -> Iterator[Row]:
     steps = WARM_STEPS + DECODE_STEPS
     yield from bench.machine()
     with asyncio.Runner() as loop:
+        if plan.tensor > 1:
+            for batch in plan.outside:
+                yield from loop.run(bench.ranks(batch, plan.tensor))
         for tokens in plan.prefill:
             if bench.fits(1, tokens):
                 yield loop.run(bench.prefill(tokens))
@@ -238,4 +298,5 @@ def measure(bench: EngineBench, plan: Plan) -> Iterator[Row]:
                 yield loop.run(bench.mixed(batch, context, tokens))
         for batch in plan.outside:
             yield loop.run(bench.outside(batch))
+            yield loop.run(bench.outside(batch, overlap=True))
         yield loop.run(bench.outside_noop(max(plan.outside)))

@@ -26,6 +26,7 @@ from workers.core.errors import KvasirError
 from workers.core.hashing import BlockHasher
 from workers.core.request import Request, Sequence
 from workers.layers.linear import Linear
+from workers.models.architecture import HeadAttention
 from workers.runner.load import load_runner
 from workers.runner.model_runner import ModelRunner
 
@@ -96,13 +97,17 @@ class GpuBench:
         self._step_tokens = step_tokens
         self._bandwidth = bandwidth
         self._rate = rate
-        decoder, config = runner.decoder, runner.decoder.config
+        decoder, config = runner.forward.decoder, runner.forward.decoder.config
         self._head = math.prod(decoder.head.shape)
         linears = [module for module in decoder.modules() if isinstance(module, Linear)]
         self._layers = sum(math.prod(linear.shape) for linear in linears) - self._head
         self._weight_bytes = (self._layers + self._head) * decoder.head.dtype.itemsize
         # Of one query and one key: a product of head_dim with each, in every head and layer.
-        self._pair_flops = 4 * config.num_heads * config.head_dim * config.num_layers
+        self._pair_flops = sum(
+            4 * layer.attention.heads * layer.attention.head_dim
+            for layer in config.layers
+            if isinstance(layer.attention, HeadAttention)
+        )
 
     def machine(self) -> Iterator[Row]:
         yield Row("gpu/copy", self._bandwidth / TERA, "TB/s", None, None)

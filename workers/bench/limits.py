@@ -14,6 +14,7 @@ from workers.core.clock import Clock
 from workers.kernels.pick import pick_kernels
 from workers.layers.build import Build
 from workers.layers.linear import Linear
+from workers.parallel.span import whole
 
 READ_BYTES = 1 << 30  # far larger than any cache
 REPEATS = 5
@@ -68,7 +69,7 @@ class MatmulRates:
         return 2.0 * rows * inputs * outputs / fastest
 
     def _ways(self, rows: int, inputs: int, outputs: int) -> Iterable[Callable[[], Tensor]]:
-        own = Linear(inputs, {"w": outputs}, self._build, bias=False)
+        own = Linear(whole(inputs), [("w", whole(outputs))], self._build, bias=False)
         assert own.weight is not None
         weight = own.weight.data.normal_()
         own.pack()

@@ -7,11 +7,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from workers.attention.backend import AttentionPlan
+from workers.attention.backend import AttentionPlan, Scores
 from workers.attention.context import ForwardContext
 from workers.attention.kv_cache import KVCache, KVShape
 from workers.core.runner import ModelInfo
 from workers.models.decoder import Decoder
+from workers.runner.forward import Forward
 from workers.runner.model_runner import ModelRunner
 
 
@@ -36,7 +37,9 @@ class NoopDecoder(Decoder):
 
 
 class NoopPlan:
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor | None, scores: Scores
+    ) -> Tensor:
         raise AssertionError("a NoopDecoder has no layers")
 
 
@@ -52,4 +55,5 @@ def noop_runner(
     shape = KVShape(layers=1, kv_heads=1, head_dim=1, block_size=block_size, dtype=dtype)
     pages = KVCache(shape, batch * (tokens // block_size + 1), torch.device("cpu"))
     info = replace(like, context_length=tokens + 1, kv_bytes_per_token=shape.token_bytes)
-    return ModelRunner(info, NoopDecoder(batch, like.vocab_size, dtype), pages, NoopBackend())
+    decoder = NoopDecoder(batch, like.vocab_size, dtype)
+    return ModelRunner(info, Forward(decoder, pages, NoopBackend()))

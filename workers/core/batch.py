@@ -32,7 +32,7 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Chunks of one step; decodes first, then prefill chunks."""
+    """Chunks of one step, shard by shard; in each decodes first, then prefill chunks."""
 
     chunks: tuple[Chunk, ...]
 

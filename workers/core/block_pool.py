@@ -19,16 +19,24 @@ from workers.core.hashing import BlockId
 
 
 class BlockPool:
-    """Ref-counted blocks 0..num_blocks-1 of `block_size` tokens, found again by their ids."""
+    """Ref-counted blocks `first`..first+num_blocks-1 of `block_size` tokens, found again by their
+    ids."""
 
     def __init__(
-        self, num_blocks: int, block_size: int, policy: EvictionPolicy | None = None
+        self,
+        num_blocks: int,
+        block_size: int,
+        policy: EvictionPolicy | None = None,
+        *,
+        first: int = 0,
+        events: EventLog | None = None,
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self.events = EventLog()
-        self._refs = [0] * num_blocks
-        self._free = list(range(num_blocks - 1, -1, -1))
+        self.events = EventLog() if events is None else events
+        self._blocks = range(first, first + num_blocks)
+        self._refs = [0] * self._blocks.stop
+        self._free = list(reversed(self._blocks))
         self._idle: EvictionPolicy = LRU() if policy is None else policy
         self._block_of: dict[BlockId, int] = {}
         self._id_of: dict[int, BlockId] = {}
@@ -122,7 +130,7 @@ class BlockPool:
         expected = Counter(block for blocks in owners for block in blocks)
         free = set(self._free)
         assert len(free) == len(self._free), "a block is free twice"
-        for block in range(self.num_blocks):
+        for block in self._blocks:
             refs = self._refs[block]
             assert refs == expected[block], f"block {block}: {refs} refs, {expected[block]} owners"
             places = (refs > 0) + (block in free) + (block in self._idle)

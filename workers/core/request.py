@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from array import array
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -88,10 +89,19 @@ class Sequence:
     """The running state of one request: tokens, pages, and how far its KV reaches.
 
     `num_computed` tokens have their KV in `blocks`; sampling needs num_computed == len(tokens).
-    `num_cached` is how many of them were found in the prefix cache when it was admitted.
+    `num_cached` is how many of them were found in the prefix cache when it was admitted. While
+    steps are under way, `num_launched` tokens will have their KV once those are over, and
+    `num_awaited` tokens that follow `tokens` are being sampled. It ends with `most_tokens`.
     """
 
-    def __init__(self, request: Request, hasher: BlockHasher, *, hold: bool = False) -> None:
+    def __init__(
+        self,
+        request: Request,
+        hasher: BlockHasher,
+        *,
+        hold: bool = False,
+        most_tokens: int | None = None,
+    ) -> None:
         self.request = request
         self.id = request.id
         self.params = request.params
@@ -100,8 +110,13 @@ class Sequence:
         self.hasher = hasher
         self.hold = hold
         self.status = SequenceStatus.WAITING
+        self.shard = 0  # where its blocks lie
         self.blocks: array[int] = array("i")  # not a list: a step copies the ids of every sequence
+        self.most_tokens = sys.maxsize if most_tokens is None else most_tokens
         self.num_computed = 0
+        self.num_launched = 0
+        self.num_awaited = 0
+        self.steps_under_way = 0
         self.num_cached = 0
         self.num_committed = 0  # leading blocks that stand in the hash table
         self.admitted_at: float | None = None  # on the engine's clock, the first time
@@ -113,8 +128,13 @@ class Sequence:
         return len(self.tokens) - self.prompt_len
 
     @property
-    def num_uncomputed(self) -> int:
-        return len(self.tokens) - self.num_computed
+    def num_unlaunched(self) -> int:
+        """Tokens, known or awaited, whose KV no step computes yet."""
+        return len(self.tokens) + self.num_awaited - self.num_launched
+
+    def begin_at(self, num_tokens: int) -> None:
+        """Their KV is in its pages; no step is under way."""
+        self.num_computed = self.num_launched = num_tokens
 
     def __repr__(self) -> str:
         return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,13 +11,15 @@ from workers.core.batch import Batch, StepOutput
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What the rest needs to know of a model; `kv_abi` is the identity of its KV."""
+    """What the rest needs to know of a model; `kv_abi` is the identity of its KV. `shards`: equal
+    parts of the blocks; those of a sequence must all lie in one."""
 
     vocab_size: int
     context_length: int
     eos_token_ids: tuple[int, ...]
     kv_abi: str
     kv_bytes_per_token: int
+    shards: int = 1
 
 
 class PageStore(Protocol):
@@ -44,7 +46,7 @@ class PageStore(Protocol):
 
 
 class Runner(Protocol):
-    """Runs batches on one replica. One execute at a time; pages are written before it returns."""
+    """Runs batches on one replica, one after another. Pages are written before a batch is over."""
 
     @property
     def info(self) -> ModelInfo: ...
@@ -52,6 +54,10 @@ class Runner(Protocol):
     @property
     def pages(self) -> PageStore: ...
 
-    async def execute(self, batch: Batch) -> StepOutput: ...
+    def execute(self, batch: Batch) -> Awaitable[StepOutput]:
+        """Reads the sequences now. Another batch may be given before this one is over: a chunk
+        that starts where the known tokens of its sequence end continues with the token that the
+        batch before samples. A request without usable logits gets a KvasirError in place of its
+        token; one that is raised has failed the whole batch."""
 
     async def close(self) -> None: ...

@@ -8,14 +8,20 @@ which is right.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Awaitable, Callable, Sequence
 from hashlib import blake2b
+from typing import TypeAlias
 
+from workers.core import request
 from workers.core.batch import Batch, Chunk, StepOutput
 from workers.core.request import SampledToken
 from workers.core.runner import ModelInfo
 
 SLOT_BYTES = 8
+
+# A chunk, with its sequence's blocks and tokens at the time it was launched.
+_Work: TypeAlias = tuple[Chunk, "array[int]", list[int]]
 
 
 def _slot(token: int, position: int) -> bytes:
@@ -86,6 +92,7 @@ class SimRunner:
         vocab_size: int = 1000,
         kv_abi: str = "sim",
         eos_token_ids: tuple[int, ...] = (),
+        shards: int = 1,
         step_seconds: Callable[[Batch], float] = lambda batch: 0.001 * batch.num_tokens,
     ) -> None:
         self.pages = SimPages(num_blocks, block_size)
@@ -95,22 +102,33 @@ class SimRunner:
             eos_token_ids=eos_token_ids,
             kv_abi=kv_abi,
             kv_bytes_per_token=SLOT_BYTES,
+            shards=shards,
         )
+        self._device = asyncio.Lock()
+        self._sampled: dict[request.Sequence, int] = {}  # by the batch before
         self._step_seconds = step_seconds
 
-    async def execute(self, batch: Batch) -> StepOutput:
+    def execute(self, batch: Batch) -> Awaitable[StepOutput]:
         """Writes first, reads after the step's time has passed: a page given to somebody else in
         between is seen."""
-        for chunk in batch.chunks:
-            for position in range(chunk.start, chunk.end):
-                token = chunk.sequence.tokens[position]
-                self.pages.write(chunk.sequence.blocks, position, _slot(token, position))
-        await asyncio.sleep(self._step_seconds(batch))
-        tokens = tuple(self._sample(chunk) for chunk in batch.chunks if chunk.sample)
-        return StepOutput(tokens)
+        work = [(c, c.sequence.blocks[:], c.sequence.tokens[:]) for c in batch.chunks]
+        return self._execute(batch, work)
 
-    def _sample(self, chunk: Chunk) -> SampledToken:
-        slots = self.pages.read(chunk.sequence.blocks, chunk.end)
+    async def _execute(self, batch: Batch, work: list[_Work]) -> StepOutput:
+        async with self._device:  # first come, first served
+            for chunk, blocks, tokens in work:
+                if chunk.start == len(tokens):
+                    tokens.append(self._sampled[chunk.sequence])
+                for position in range(chunk.start, chunk.end):
+                    self.pages.write(blocks, position, _slot(tokens[position], position))
+            await asyncio.sleep(self._step_seconds(batch))
+            choices = [self._sample(chunk, blocks) for chunk, blocks, _ in work if chunk.sample]
+            sampling = (chunk.sequence for chunk in batch.chunks if chunk.sample)
+            self._sampled = {seq: token.id for seq, token in zip(sampling, choices, strict=True)}
+            return StepOutput(tuple(choices))
+
+    def _sample(self, chunk: Chunk, blocks: array[int]) -> SampledToken:
+        slots = self.pages.read(blocks, chunk.end)
         return SampledToken(_draw(slots, self.info.vocab_size), position=chunk.end)
 
     async def close(self) -> None:

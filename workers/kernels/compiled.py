@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from workers.kernels.api import Product
+from workers.kernels.api import GroupedProduct, Product
+from workers.kernels.grouped import Looped
 from workers.kernels.huge_pages import Slabs
 from workers.kernels.library import columns
 from workers.kernels.torch_kernels import TorchKernels
+from workers.models.architecture import Activation
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -32,10 +34,14 @@ class CompiledKernels:
     def rotate(
         self, heads: Tensor, cos: Tensor, sin: Tensor, weight: Tensor | None, eps: float
     ) -> Tensor:
+        if 2 * cos.shape[-1] != heads.shape[-1]:
+            return TorchKernels().rotate(heads, cos, sin, weight, eps)
         torch.ops.kvasir.rotate(heads, cos, sin, weight, eps)
         return heads
 
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
+    def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        if activation != "silu":
+            return TorchKernels().gated(gate_up, activation)
         return torch.ops.kvasir.silu_mul(gate_up)
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> Product | None:
@@ -52,6 +58,26 @@ class CompiledKernels:
         if bias is not None:
             bias = F.pad(bias, (0, panels * columns() - outputs))
         return partial(_product, packed, bias, outputs)
+
+    def pack_experts(self, weight: Tensor, bias: Tensor | None) -> GroupedProduct:
+        """Ours where pack's is."""
+        if weight.dtype is not torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return TorchKernels().pack_experts(weight, bias)
+        experts, outputs, inputs = weight.shape
+        panels = -(-outputs // columns())
+        packed = self._slabs.take((experts, panels, inputs, columns()), weight.dtype)
+        for plain, own in zip(weight, packed, strict=True):
+            torch.ops.kvasir.pack(plain, own)
+        if bias is not None:
+            bias = F.pad(bias, (0, panels * columns() - outputs))
+        return Looped(outputs, packed, bias, partial(_expert_product, outputs))
+
+    def combine(self, rows: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+        return TorchKernels().combine(rows, places, weights)
+
+
+def _expert_product(outputs: int, x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.kvasir.linear(x, packed, bias, outputs)
 
 
 def _product(packed: Tensor, bias: Tensor | None, outputs: int, x: Tensor) -> Tensor:

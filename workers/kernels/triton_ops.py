@@ -57,7 +57,7 @@ def rotate(
 
 
 @triton.jit
-def silu_mul(gate_up, out, WIDTH: tl.constexpr, TILE: tl.constexpr):
+def gated(gate_up, out, WIDTH: tl.constexpr, TILE: tl.constexpr, ACTIVATION: tl.constexpr):
     """A program for TILE columns of one row: [T, 2 WIDTH] -> [T, WIDTH]."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * TILE + tl.arange(0, TILE)
@@ -65,5 +65,72 @@ def silu_mul(gate_up, out, WIDTH: tl.constexpr, TILE: tl.constexpr):
     at = gate_up + row * 2 * WIDTH + column
     gate = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(at + WIDTH, mask=inside, other=0.0).to(tl.float32)
-    result = gate / (1.0 + tl.exp(-gate)) * up
+    if ACTIVATION == "silu":
+        result = gate / (1.0 + tl.exp(-gate)) * up
+    elif ACTIVATION == "gelu_tanh":
+        # (1 + tanh(z)) / 2 is the logistic function of 2 z; 2 sqrt(2 / pi) = 1.5957...
+        wave = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
+        result = gate / (1.0 + tl.exp(-wave)) * up
+    else:
+        tl.static_assert(ACTIVATION == "clamped_silu")
+        gate = tl.minimum(gate, 7.0)
+        up = tl.minimum(tl.maximum(up, -7.0), 7.0)
+        result = gate / (1.0 + tl.exp(-1.702 * gate)) * (up + 1.0)
     tl.store(out + row * WIDTH + column, result.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def combine(
+    rows, places, weights, out,
+    WIDTH: tl.constexpr, TILE: tl.constexpr, ACTIVE: tl.constexpr,
+):  # fmt: skip
+    """A program for TILE columns of one token: its ACTIVE rows of [n, WIDTH], weighted."""
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    inside = column < WIDTH
+    total = tl.zeros([TILE], tl.float32)
+    for choice in range(ACTIVE):
+        at = tl.load(places + token * ACTIVE + choice).to(tl.int64) * WIDTH + column
+        weight = tl.load(weights + token * ACTIVE + choice)
+        total += weight * tl.load(rows + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + token * WIDTH + column, total.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def grouped_product(
+    x, weight, bias, ends, out,
+    EXPERTS: tl.constexpr, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, BIAS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, TABLE: tl.constexpr,
+):  # fmt: skip
+    """A program for ROWS rows of one expert and COLUMNS of its outputs. There are more programs
+    than tiles of rows, as the host does not know what each expert has. TABLE covers EXPERTS."""
+    each = tl.arange(0, TABLE)
+    end = tl.load(ends + each, mask=each < EXPERTS, other=0)
+    start = tl.load(ends + each - 1, mask=(each > 0) & (each < EXPERTS), other=0)
+    tiles = tl.cumsum(tl.where(each < EXPERTS, (end - start + ROWS - 1) // ROWS, 0), 0)
+    tile = tl.program_id(0)
+    expert = tl.sum((tiles <= tile).to(tl.int32))  # those whose tiles end before this one
+    if expert < EXPERTS:
+        tile -= tl.max(tl.where(tiles <= tile, tiles, 0))
+        own = each == expert
+        row = tl.sum(tl.where(own, start, 0)) + tile * ROWS + tl.arange(0, ROWS)
+        is_row = row < tl.sum(tl.where(own, end, 0))
+        column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+        is_column = column < OUTPUTS
+        k = tl.arange(0, DEPTH)
+        rows = x + row.to(tl.int64)[:, None] * INPUTS
+        first = expert.to(tl.int64) * OUTPUTS * INPUTS
+        columns = weight + first + column[None, :] * INPUTS
+        total = tl.zeros([ROWS, COLUMNS], tl.float32)
+        for at in range(0, INPUTS, DEPTH):
+            inside = at + k < INPUTS
+            a = tl.load(rows + (at + k)[None, :], mask=is_row[:, None] & inside[None, :], other=0.0)
+            b = tl.load(
+                columns + (at + k)[:, None], mask=inside[:, None] & is_column[None, :], other=0.0
+            )
+            total = tl.dot(a, b, total, input_precision="tf32x3")
+        if BIAS:
+            more = tl.load(bias + expert * OUTPUTS + column, mask=is_column, other=0.0)
+            total += more.to(tl.float32)[None, :]
+        places = out + row.to(tl.int64)[:, None] * OUTPUTS + column[None, :]
+        tl.store(places, total.to(out.dtype.element_ty), mask=is_row[:, None] & is_column[None, :])

@@ -1,4 +1,4 @@
-"""How the parts of a model are made: in which precision, where, and computed by what."""
+"""How the parts of a model are made: in which precision, where, by what and by which ranks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from workers.kernels.api import Kernels
+from workers.parallel.group import SINGLE, Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,8 @@ class Build:
     dtype: torch.dtype
     device: torch.device
     kernels: Kernels
+    ranks: Ranks = SINGLE
+    redundant_experts: int = 0  # slots for copies of hot experts, over the ranks that share them
 
     def parameter(self, *shape: int) -> nn.Parameter:
         """Memory for weights that a loader fills; serving never needs gradients."""

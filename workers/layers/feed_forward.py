@@ -1,26 +1,33 @@
-"""The gated feed-forward network (SwiGLU; Shazeer, 2020)."""
+"""The gated feed-forward network (SwiGLU and its like; Shazeer, 2020)."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from workers.layers.build import Build
-from workers.layers.linear import Linear
+from workers.layers.linear import Linear, stacked
 from workers.layers.weights import Targets
-from workers.models.config import ModelConfig
+from workers.models.architecture import DenseFeedForward, Names
+from workers.parallel.span import share, whole
 
 
 class FeedForward(nn.Module):
-    def __init__(self, config: ModelConfig, build: Build) -> None:
+    """A rank holds a share of the inner width."""
+
+    def __init__(self, config: DenseFeedForward, hidden: int, names: Names, build: Build) -> None:
         super().__init__()
-        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_up = Linear(width, {"gate_proj": inner, "up_proj": inner}, build, bias=bias)
-        self.down = Linear(inner, {"down_proj": width}, build, bias=bias)
+        self._ranks = ranks = build.ranks.tensor
+        outer, inner = whole(hidden), share(config.width, ranks.rank, ranks.size)
+        outputs = stacked(names.gate_up, (inner, inner))
+        self.gate_up = Linear(outer, outputs, build, bias=config.bias)
+        self.down = Linear(inner, [(names.down, outer)], build, bias=config.bias)
+        self._activation = config.activation
         self._kernels = build.kernels
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, hidden] -> [T, hidden]."""
-        return self.down(self._kernels.silu_mul(self.gate_up(x)))
+        inner = self._kernels.gated(self.gate_up(x), self._activation)
+        return self._ranks.all_reduce(self.down(inner))
 
     def targets(self, prefix: str) -> Targets:
-        return self.gate_up.targets(prefix) | self.down.targets(prefix)
+        return self.gate_up.targets(prefix) + self.down.targets(prefix)

@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import TypeAlias
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workers.kernels.api import Product
 from workers.layers.build import Build
-from workers.layers.weights import Target, Targets
+from workers.layers.weights import Target, Targets, nothing_of
+from workers.parallel.span import Span
+
+# Rows of the checkpoint's tensor of that name. Several spans of one tensor: it is fused there.
+Outputs: TypeAlias = Sequence[tuple[str, Span]]
+
+
+def stacked(names: Sequence[str], spans: Sequence[Span]) -> Outputs:
+    """Projections of the same name are rows of one tensor, one below the other."""
+    named = list(zip(names, spans, strict=True))
+    totals = {name: sum(span.total for other, span in named if other == name) for name in names}
+    above = dict.fromkeys(names, 0)
+    outputs: list[tuple[str, Span]] = []
+    for name, span in named:
+        start = above[name]
+        outputs.append((name, Span(totals[name], start + span.first, start + span.end)))
+        above[name] += span.total
+    return outputs
 
 
 class Linear(nn.Module):
-    """y = x W^T + b. `outputs` names the projections stacked in W, top to bottom, and their widths:
-    several that read the same x are one matrix product."""
+    """y = x W^T + b. `outputs` are the projections stacked in W, top to bottom: several that read
+    the same x are one matrix product. With a part of the `inputs`, y is this rank's part of a sum
+    that its caller makes; the bias is in the first one's."""
 
-    def __init__(
-        self, inputs: int, outputs: Mapping[str, int], build: Build, *, bias: bool
-    ) -> None:
+    def __init__(self, inputs: Span, outputs: Outputs, build: Build, *, bias: bool) -> None:
         super().__init__()
-        self.outputs = dict(outputs)
-        width = sum(outputs.values())
-        self.shape = (width, inputs)
+        self.inputs, self.outputs = inputs, tuple(outputs)
+        width = sum(span.size for _, span in outputs)
+        self.shape = (width, inputs.size)
         self.dtype = build.dtype
-        self.weight: Tensor | None = build.parameter(width, inputs)
-        self.bias = build.parameter(width) if bias else None
+        self.weight: Tensor | None = build.parameter(width, inputs.size)
+        self.bias = build.parameter(width) if bias and inputs.first == 0 else None
+        self._has_bias = bias
         self._kernels = build.kernels
         self._product: Product | None = None
 
@@ -44,13 +62,20 @@ class Linear(nn.Module):
             self.weight = None
 
     def targets(self, prefix: str) -> Targets:
-        targets: Targets = {}
+        assert self.weight is not None, "packed already"
+        targets: Targets = []
         start = 0
-        for name, width in self.outputs.items():
-            rows = slice(start, start + width)
-            start += width
-            for kind, parameter in (("weight", self.weight), ("bias", self.bias)):
-                if parameter is not None:
-                    view = parameter.data[rows]
-                    targets[f"{prefix}{name}.{kind}"] = Target(view, tuple(view.shape))
+        for name, span in self.outputs:
+            rows = slice(start, start + span.size)
+            start += span.size
+            weight, shape = self.weight.data[rows], (span.total, self.inputs.total)
+            part = (span.part, self.inputs.part)
+            targets.append(Target(f"{prefix}{name}.weight", weight, shape, part))
+            if self._has_bias:
+                targets.append(self._bias_target(f"{prefix}{name}.bias", rows, span))
         return targets
+
+    def _bias_target(self, name: str, rows: slice, span: Span) -> Target:
+        if self.bias is None:  # another rank's
+            return nothing_of(name, (span.total,))
+        return Target(name, self.bias.data[rows], (span.total,), (span.part,))

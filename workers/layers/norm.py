@@ -9,10 +9,13 @@ from workers.layers.weights import Targets, whole
 
 
 class RMSNorm(nn.Module):
-    def __init__(self, width: int, eps: float, build: Build) -> None:
+    """`unit_offset`: the checkpoint has weights as their distance from 1."""
+
+    def __init__(self, width: int, eps: float, build: Build, *, unit_offset: bool = False) -> None:
         super().__init__()
         self.weight = build.parameter(width)
         self.eps = eps
+        self._unit_offset = unit_offset
         self._kernels = build.kernels
 
     def forward(self, x: Tensor | None, residual: Tensor) -> Tensor:
@@ -20,5 +23,9 @@ class RMSNorm(nn.Module):
         and normalises the sum."""
         return self._kernels.add_rms_norm(x, residual, self.weight, self.eps)
 
+    def pack(self) -> None:
+        if self._unit_offset:
+            self.weight.data += 1
+
     def targets(self, prefix: str) -> Targets:
-        return {f"{prefix}.weight": whole(self.weight)}
+        return [whole(f"{prefix}.weight", self.weight)]

@@ -1,6 +1,7 @@
 """The files of a checkpoint: which safetensors there are, and what their headers promise.
 
-Everything that can be wrong with a file is found here, before any tensor is loaded.
+Everything that can be wrong with a file is found here, before any tensor is loaded. Tensors are
+logical ones: those of a quantised checkpoint have their plain names and shapes.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 from workers.core.errors import CheckpointError
-from workers.models.config import DTypeName, read_json
+from workers.models.architecture import DTypeName
+from workers.models.fields import read_json
+from workers.models.quantisation import Logical, Stored, logical_tensors, read_quantisation
 
 # dtype in a safetensors header -> bytes of an element, and our name for it
 DTYPE_BYTES: Mapping[str, int] = MappingProxyType({"BF16": 2, "F16": 2, "F32": 4})
+QUANTISED_BYTES: Mapping[str, int] = MappingProxyType({"F8_E4M3": 1, "U8": 1})
 DTYPE_NAMES: Mapping[str, DTypeName] = MappingProxyType(
     {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 )
@@ -27,42 +31,39 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True, slots=True)
-class TensorEntry:
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """`files` in a fixed order, with the raw header of each; `tensors` by name."""
+    """`headers`: the raw one of each file, in a fixed order; `tensors` by name."""
 
     directory: Path
     headers: dict[Path, bytes]
-    tensors: dict[str, TensorEntry]
+    tensors: dict[str, Logical]
 
     @property
     def dtype(self) -> DTypeName:
-        """Of most tensors."""
-        counts = Counter(entry.dtype for entry in self.tensors.values())
+        """Of most tensors that are not quantised."""
+        plain = (tensor for tensor in self.tensors.values() if isinstance(tensor, Stored))
+        counts = Counter(tensor.dtype for tensor in plain)
         return DTYPE_NAMES[counts.most_common(1)[0][0]] if counts else "float32"
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:
     """Read and check every header. Raises CheckpointError naming the file, and the tensor if it is
     one that is at fault."""
+    config = directory / "config.json"
+    quantisation = read_quantisation(read_json(config), config)
+    sizes = DTYPE_BYTES if quantisation is None else {**DTYPE_BYTES, **QUANTISED_BYTES}
     headers: dict[Path, bytes] = {}
-    tensors: dict[str, TensorEntry] = {}
+    stored: dict[str, Stored] = {}
     table = directory / "model.safetensors.index.json"
     placed = _placement(table) if table.exists() else None
     for path in _files(directory, placed):
         headers[path] = header = _raw_header(path)
-        tensors |= _entries(path, header)
+        stored |= _stored(path, header, sizes)
     for name, file in (placed or {}).items():
-        entry = tensors.get(name)
-        if entry is None or entry.file.name != file:
+        tensor = stored.get(name)
+        if tensor is None or tensor.file.name != file:
             raise CheckpointError(f"{directory / file} lacks tensor {name}, promised by {table}")
-    return Checkpoint(directory, headers, tensors)
+    return Checkpoint(directory, headers, logical_tensors(stored.values(), quantisation))
 
 
 def _placement(index: Path) -> dict[str, str]:
@@ -113,30 +114,31 @@ def _raw_header(path: Path) -> bytes:
     return header
 
 
-def _entries(path: Path, header: bytes) -> dict[str, TensorEntry]:
+def _stored(path: Path, header: bytes, sizes: Mapping[str, int]) -> dict[str, Stored]:
+    """`sizes`: of the dtypes that may occur, bytes of an element."""
     try:
         described = json.loads(header)
         described.pop("__metadata__", None)
-        entries = {
-            name: (
-                TensorEntry(path, str(value["dtype"]), tuple(map(index, value["shape"]))),
+        found = [
+            (
+                Stored(name, path, str(value["dtype"]), tuple(map(index, value["shape"]))),
                 range(*value["data_offsets"]),
             )
             for name, value in described.items()
-        }
-        end = max((place.stop for _, place in entries.values()), default=0)
+        ]
+        end = max((place.stop for _, place in found), default=0)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is corrupt: its header cannot be read") from error
     expected, actual = 8 + len(header) + end, path.stat().st_size
     if actual != expected:
         fault = "truncated" if actual < expected else "corrupt"
         raise CheckpointError(f"{path} is {fault}: {actual} bytes, its header says {expected}")
-    for name, (entry, place) in entries.items():
-        size = DTYPE_BYTES.get(entry.dtype)
+    for tensor, place in found:
+        size = sizes.get(tensor.dtype)
         if size is None:
             raise CheckpointError(
-                f"{path}: tensor {name} is {entry.dtype}; supported are {', '.join(DTYPE_BYTES)}"
+                f"{path}: tensor {tensor.name} is {tensor.dtype}; supported are {', '.join(sizes)}"
             )
-        if len(place) != math.prod(entry.shape) * size:
-            raise CheckpointError(f"{path} is corrupt: tensor {name} has the wrong size")
-    return {name: entry for name, (entry, _) in entries.items()}
+        if len(place) != math.prod(tensor.shape) * size:
+            raise CheckpointError(f"{path} is corrupt: tensor {tensor.name} has the wrong size")
+    return {tensor.name: tensor for tensor, _ in found}

@@ -5,8 +5,14 @@ from __future__ import annotations
 from hashlib import blake2b
 from pathlib import Path
 
+from workers.models.architecture import (
+    DTypeName,
+    HeadAttention,
+    LatentAttention,
+    ModelConfig,
+    RopeConfig,
+)
 from workers.models.checkpoint import Checkpoint
-from workers.models.config import DTypeName, ModelConfig
 
 EDGE_BYTES = 1 << 20
 
@@ -26,13 +32,28 @@ def model_fingerprint(checkpoint: Checkpoint) -> str:
 
 
 def kv_abi(fingerprint: str, config: ModelConfig, dtype: DTypeName, block_size: int) -> str:
-    """Never says how many ranks hold the KV, nor in which order pages lie."""
-    rope = config.rope
+    """Never says how many ranks hold the KV, nor in which order pages lie; windows and sinks are
+    about its readers."""
+    kept = {_kept(layer.attention): None for layer in config.layers}
+    ropes = {_rope(layer.attention.rope, config): None for layer in config.layers}
     return (
-        f"kv1/{fingerprint}/{dtype}/block={block_size}/layers={config.num_layers}"
-        f"/heads={config.num_kv_heads}x{config.head_dim}"
-        f"/rope={rope.kind}:{rope.theta:g}:{rope.factor:g}:{rope.original_context}"
+        f"kv1/{fingerprint}/{dtype}/block={block_size}/layers={len(config.layers)}"
+        f"/{'+'.join(kept)}/rope={'+'.join(ropes)}"
     )
+
+
+def _kept(attention: HeadAttention | LatentAttention) -> str:
+    if isinstance(attention, LatentAttention):
+        return f"latent={attention.kv_rank}+{attention.rope_dim}"
+    return f"heads={attention.kv_heads}x{attention.head_dim}"
+
+
+def _rope(rope: RopeConfig, config: ModelConfig) -> str:
+    text = f"{rope.kind}:{rope.theta:g}:{rope.factor:g}:{rope.original_context}"
+    if rope.kind != "longrope":
+        return text
+    # Which of its factors are taken follows from the context that is served.
+    return f"{text}:{'long' if config.context_length > rope.original_context else 'short'}"
 
 
 def _read(path: Path, start: int) -> bytes:

@@ -1,31 +1,41 @@
-"""Architecture names of config.json -> in what a family differs from the one decoder."""
+"""Architecture names of config.json -> who reads it. A family is a file and a line here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import TypeAlias
 
-# "config": config.json's own field decides (attention_bias, mlp_bias).
-Bias = Literal["never", "always", "config"]
+from workers.models.architecture import ModelConfig
+from workers.models.families import (
+    deepseek,
+    gemma3,
+    gpt_oss,
+    llama,
+    mistral,
+    mixtral,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+)
+from workers.models.fields import Fields
 
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    qkv_bias: Bias = "never"
-    output_bias: Bias = "never"
-    mlp_bias: Bias = "never"
-    qk_norm: bool = False
-    head_dim: int | None = None  # where config.json has none; None = hidden_size / heads
-
+Family: TypeAlias = Callable[[Fields], ModelConfig]
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
-        "LlamaForCausalLM": Family(qkv_bias="config", output_bias="config", mlp_bias="config"),
-        "Qwen2ForCausalLM": Family(qkv_bias="always"),
-        "Qwen3ForCausalLM": Family(
-            qkv_bias="config", output_bias="config", qk_norm=True, head_dim=128
-        ),
+        "LlamaForCausalLM": llama.read,
+        "Qwen2ForCausalLM": qwen2.read,
+        "Qwen3ForCausalLM": qwen3.read,
+        "MistralForCausalLM": mistral.read,
+        "Gemma3ForCausalLM": gemma3.read,
+        "Gemma3ForConditionalGeneration": gemma3.read_seeing,
+        "Phi3ForCausalLM": phi3.read,
+        "MixtralForCausalLM": mixtral.read,
+        "Qwen3MoeForCausalLM": qwen3_moe.read,
+        "DeepseekV2ForCausalLM": deepseek.read_v2,
+        "DeepseekV3ForCausalLM": deepseek.read_v3,
+        "GptOssForCausalLM": gpt_oss.read,
     }
 )

@@ -1,4 +1,4 @@
-"""How many KV blocks fit."""
+"""How large KV blocks are, and how many fit."""
 
 from __future__ import annotations
 
@@ -9,10 +9,20 @@ import torch
 from workers.attention.kv_cache import KVShape
 from workers.config import EngineConfig
 from workers.core.errors import ConfigError
+from workers.models.architecture import ModelConfig
+from workers.models.kv_layout import kv_layout
 
 KV_SHARE = 4  # one in so many free bytes: others on this machine load too
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
+
+
+def kv_shape(
+    config: ModelConfig, tensor_ranks: int, block_size: int, dtype: torch.dtype
+) -> KVShape:
+    """Of the blocks of one of so many ranks that share attention heads."""
+    kept = kv_layout(config, tensor_ranks)
+    return KVShape(kept.layers, kept.heads, kept.width, block_size, dtype, kept.sides)
 
 
 def available_bytes(device: torch.device) -> int:

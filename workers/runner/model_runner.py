@@ -3,120 +3,115 @@
 from __future__ import annotations
 
 import asyncio
-from array import array
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeAlias
 
 import torch
-from torch import Tensor
 
-from workers.attention.backend import AttentionBackend
-from workers.attention.context import ForwardContext
-from workers.attention.kv_cache import KVCache
-from workers.core.batch import Batch, Choice, StepOutput
-from workers.core.clock import Clock, SystemClock
+from workers.core.batch import Batch, StepOutput
 from workers.core.request import Sequence
 from workers.core.runner import ModelInfo, PageStore
-from workers.core.waits import to_the_end
-from workers.models.decoder import Decoder
-from workers.runner.cuda_graphs import Capture, DecodeGraphs
-from workers.runner.inputs import build_context, make_context
+from workers.layers.expert_load import ExpertBalance
+from workers.runner.forward import Forward
+from workers.runner.inputs import StepInputs, build_parts
+from workers.runner.timer import pick_timer
+from workers.sampling.logits import Row
+from workers.sampling.plan import SamplingPlan
+from workers.sampling.sampled import Sampled
 from workers.sampling.sampler import Sampler
+
+Parts: TypeAlias = list[StepInputs]  # of each shard
+Announce: TypeAlias = Callable[[Parts], None]  # to the other ranks, before this one's part
 
 
 class ModelRunner:
-    """All torch work of a step happens on one thread of its own. Nothing global is changed."""
+    """All work of a step is launched on one thread of its own; where a device computes it, another
+    thread waits for what the step sampled. Nothing global is changed.
+
+    `announce` tells followers of a step before this rank begins its part. `pages`: of all ranks.
+    """
 
     def __init__(
         self,
         info: ModelInfo,
-        decoder: Decoder,
-        cache: KVCache,
-        backend: AttentionBackend,
-        clock: Clock | None = None,
+        forward: Forward,
+        *,
+        announce: Announce | None = None,
+        pages: PageStore | None = None,
     ) -> None:
         self.info = info
-        self.pages: PageStore = cache
-        self._cache = cache
-        self.decoder = decoder
-        self._backend = backend
-        self._sampler = Sampler(info.vocab_size, info.eos_token_ids)
-        self._clock = SystemClock() if clock is None else clock
+        self.forward = forward
+        self.pages: PageStore = forward.cache if pages is None else pages
+        self._announce = announce
+        self._block_size = forward.cache.shape.block_size
+        self._shard_blocks = self.pages.num_blocks // info.shards
+        self._sampler = Sampler(info.vocab_size, info.eos_token_ids, forward.cache.device)
+        self._sampled: dict[Sequence, int] = {}  # places of the newest step's tokens
+        self._timer = pick_timer(forward.cache.device)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._busy = False
-        self._graphs: DecodeGraphs | None = None
-        self.forward_seconds = 0.0  # in the model itself, since start
+        self.on_gpu = forward.cache.device.type == "cuda"
+        # A CPU has computed everything when a step has been launched.
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="tokens") if self.on_gpu else None
 
-    async def execute(self, batch: Batch) -> StepOutput:
-        """A request without usable logits gets a KvasirError in place of its token."""
-        assert not self._busy, "one step at a time"
-        # Built here and not on the thread: the event loop may change a sequence (abort) meanwhile.
-        context = build_context(batch, self._cache.shape.block_size, self._cache.device)
-        sampling = [chunk.sequence for chunk in batch.chunks if chunk.sample]
+    @property
+    def forward_seconds(self) -> float:
+        """In the model itself, since start."""
+        return self._timer.seconds
+
+    def execute(self, batch: Batch) -> Awaitable[StepOutput]:
+        # Read here and not on the thread: the event loop changes sequences meanwhile.
+        parts = build_parts(
+            batch, self._block_size, self._sampled, self.info.shards, self._shard_blocks
+        )
+        sampling = [chunk for chunk in batch.chunks if chunk.sample]
+        self._sampled = {chunk.sequence: place for place, chunk in enumerate(sampling)}
+        rows = [Row(chunk.sequence, chunk.end) for chunk in sampling]
+        plan = self._sampler.plan(rows) if rows else None
         loop = asyncio.get_running_loop()
-        self._busy = True
-        step = loop.run_in_executor(self._thread, self._step, context, sampling)
-        try:
-            # A forward cannot be stopped and writes pages: a cancelled caller gets them back, to
-            # give to somebody else, only when it is over.
-            return await to_the_end(step)
-        finally:
-            self._busy = False
+        if self._reader is None:
+            return loop.run_in_executor(self._thread, self._compute, parts, plan)
+        launched = self._thread.submit(self._launch, parts, plan)
+        return loop.run_in_executor(self._reader, self._wait, launched)
+
+    async def balance_experts(self) -> ExpertBalance | None:
+        """Moves experts to where their load is even, between two steps; see ExpertBalancer."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._balance)
 
     async def close(self) -> None:
         self._thread.shutdown(wait=False)  # an idle thread ends at once, a hung one never
+        if self._reader is not None:
+            self._reader.shutdown(wait=False)
 
     def warm_up(self) -> None:
-        """A forward of two tokens: lazy initialisation happens before the first request."""
-        self._thread.submit(self._warm_up).result()
+        self._thread.submit(self.forward.warm_up).result()
 
-    def _step(self, context: ForwardContext, sequences: list[Sequence]) -> StepOutput:
-        began = self._clock.now()
-        tokens: list[Choice] = []
+    def _launch(self, parts: Parts, plan: SamplingPlan | None) -> Sampled | None:
+        """On the model's thread. Waits for no device."""
+        if self._announce is not None:
+            self._announce(parts)
         with torch.inference_mode():
-            states = self._last_states(context)
-            logits = self.decoder.logits(states) if sequences else states
-            self.forward_seconds += self._clock.now() - began
-            if sequences:
-                tokens = self._sampler.sample(logits, sequences)
-        return StepOutput(tuple(tokens))
+            self._timer.begin()
+            logits = self.forward.run(parts)
+            self._timer.end()
+            if plan is None:
+                return None
+            assert logits is not None, "a rank without logits leads"
+            sampled = self._sampler.launch(logits, plan)
+        self.forward.keep(sampled.tokens)
+        return sampled
 
-    def use_graphs(self, capture: Capture, most_rows: int) -> None:
-        """Decode steps of up to `most_rows` sequences are captured by warm_up."""
-        blocks = -(-self.info.context_length // self._cache.shape.block_size)
-        self._graphs = DecodeGraphs(
-            self.hidden,
-            capture,
-            most_rows=most_rows,
-            most_blocks=blocks,
-            device=self._cache.device,
-        )
+    def _balance(self) -> ExpertBalance | None:
+        return self.forward.balance_experts()
 
-    def hidden(self, context: ForwardContext, rows: Tensor | None = None) -> Tensor:
-        """States [T, hidden] of every token of a step, or of `rows` alone; writes the pages of all.
-        For the step's thread, in inference mode."""
-        plan = self._backend.plan(context)
-        return self.decoder(context.token_ids, context.positions, plan, rows)
+    def _compute(self, parts: Parts, plan: SamplingPlan | None) -> StepOutput:
+        return _output(self._launch(parts, plan))
 
-    def _last_states(self, context: ForwardContext) -> Tensor:
-        """States [n, hidden] of the rows that sample, or of any one row where none does."""
-        states = None if self._graphs is None else self._graphs.run(context)
-        if states is not None:
-            return states[context.sample_rows]
-        rows = context.sample_rows if context.sample_rows.numel() else context.positions[:1] * 0
-        return self.hidden(context, rows)
+    @staticmethod
+    def _wait(launched: Future[Sampled | None]) -> StepOutput:
+        """On the thread that waits for the device."""
+        return _output(launched.result())
 
-    def _warm_up(self) -> None:
-        context = make_context(
-            token_ids=[0, 0],
-            positions=[0, 1],
-            slots=[0, 1],
-            sample_rows=[1],
-            tables=[array("i", [0, 1])],
-            starts=[0, 2],
-            lengths=[2],
-            device=self._cache.device,
-        )
-        with torch.inference_mode():
-            self.decoder.logits(self._last_states(context))
-            if self._graphs is not None:
-                self._graphs.capture()
+
+def _output(sampled: Sampled | None) -> StepOutput:
+    return StepOutput(() if sampled is None else tuple(sampled.read()))

@@ -5,12 +5,14 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.checkpoints import make_checkpoint
+from workers.attention.backend import Scores
 from workers.attention.context import ForwardContext
 from workers.attention.kv_cache import KVCache, KVShape
 from workers.attention.torch_backend import TorchBackend
@@ -29,7 +31,7 @@ from workers.runner.cuda_graphs import (
     Replay,
     batch_sizes,
 )
-from workers.runner.inputs import make_context
+from workers.runner.inputs import pack, to_device
 
 HEADS, KV_HEADS, WIDTH, PAGE = 4, 2, 16, 4
 PAGES = 24
@@ -59,12 +61,17 @@ class Model:
     def __call__(self, context: ForwardContext) -> Tensor:
         qkv = self.table[context.token_ids] + context.positions[:, None, None]
         query, key, value = qkv.split((HEADS, KV_HEADS, KV_HEADS), dim=1)
-        return self.backend.plan(context).attend(0, query, key, value).flatten(1)
+        scores = Scores(WIDTH**-0.5)
+        return self.backend.plan(context).attend(0, query, key, value, scores).flatten(1)
 
 
 def positions(context: ForwardContext) -> Tensor:
     """In place of a model's states."""
     return context.positions[:, None] * 1
+
+
+def make_context(*, device: torch.device, **fields: Any) -> ForwardContext:
+    return to_device(pack(**fields), device, torch.zeros(0, dtype=torch.int64, device=device))
 
 
 def decode(lengths: list[int], first_page: int, device: torch.device) -> ForwardContext:
@@ -208,7 +215,7 @@ def test_a_model_says_what_plain_torch_says(device: torch.device, tmp_path: Path
         load_decoder(checkpoint, config, Build(torch.float32, device, kernels))
         for kernels in (TritonKernels(), TorchKernels())
     )
-    cache, twin = (new_cache(device, config.num_layers) for _ in range(2))
+    cache, twin = (new_cache(device, len(config.layers)) for _ in range(2))
     backend, plain_backend = TritonBackend(cache), TorchBackend(twin)
 
     def forward(context: ForwardContext) -> Tensor:

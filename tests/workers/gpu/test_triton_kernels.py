@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
 from workers.kernels.torch_kernels import TorchKernels
+from workers.kernels.triton_grouped import TritonGrouped
 from workers.kernels.triton_kernels import TritonKernels
+from workers.models.architecture import Activation
 
 OURS, PLAIN = TritonKernels(), TorchKernels()
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -64,15 +68,57 @@ def test_rotate_in_place(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", get_args(Activation))
 @pytest.mark.parametrize(("tokens", "width"), [(1, 96), (3, 1025), (30, 7)])
-def test_silu_mul(tokens: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
+def test_gated(
+    tokens: int, width: int, activation: Activation, dtype: torch.dtype, device: torch.device
+) -> None:
     gate_up = 4 * draw(tokens, 2 * width, dtype=dtype, device=device)
-    got = OURS.silu_mul(gate_up)
+    got = OURS.gated(gate_up, activation)
     assert got.shape == (tokens, width)
-    torch.testing.assert_close(got, PLAIN.silu_mul(gate_up), **accuracy(dtype, 2))
+    expected = PLAIN.gated(gate_up.float(), activation)
+    torch.testing.assert_close(got.float(), expected, **accuracy(dtype, 2))
 
 
 def test_seventy_tokens(device: torch.device) -> None:
     gate_up = draw(70, 64, dtype=torch.bfloat16, device=device)
-    exact = PLAIN.silu_mul(gate_up.float())
-    torch.testing.assert_close(OURS.silu_mul(gate_up), exact.bfloat16(), rtol=0, atol=0)
+    exact = PLAIN.gated(gate_up.float(), "silu")
+    torch.testing.assert_close(OURS.gated(gate_up, "silu"), exact.bfloat16(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("tokens", "active", "width"), [(1, 1, 64), (5, 3, 1025), (0, 2, 64)])
+def test_combine(
+    tokens: int, active: int, width: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    rows = draw(tokens * active, width, dtype=dtype, device=device)
+    places = torch.randperm(tokens * active, device=device).view(tokens, active)
+    weights = draw(tokens, active, dtype=torch.float32, device=device).abs()
+    got = OURS.combine(rows, places, weights)
+    assert got.shape == (tokens, width)
+    torch.testing.assert_close(got, PLAIN.combine(rows, places, weights), **accuracy(dtype, 1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("ends", "outputs", "inputs"),
+    [((0, 1, 1, 5), 48, 40), ((20, 20, 90), 130, 64), ((1,), 16, 300), ((0, 0), 16, 32)],
+)
+@pytest.mark.parametrize("biased", [False, True])
+def test_grouped_product(
+    ends: tuple[int, ...],
+    outputs: int,
+    inputs: int,
+    dtype: torch.dtype,
+    biased: bool,
+    device: torch.device,
+) -> None:
+    weight = draw(len(ends), outputs, inputs, dtype=dtype, device=device) / inputs**0.5
+    bias = draw(len(ends), outputs, dtype=dtype, device=device) if biased else None
+    x = draw(ends[-1], inputs, dtype=dtype, device=device)
+    at = torch.tensor(ends, dtype=torch.int32, device=device)
+    got = TritonGrouped(weight, bias)(x, at)
+    exact = PLAIN.pack_experts(weight.float(), None if bias is None else bias.float())
+    expected = exact(x.float(), at)
+    assert got.shape == expected.shape == (ends[-1], outputs)
+    torch.testing.assert_close(got.float(), expected, **accuracy(dtype, 4))

@@ -22,11 +22,11 @@ template <class T>
 void attend_decodes(const Step& step, const std::vector<long>& sequences, const T* query,
                     const T* layer, T* out);
 
-// chunk.cpp: a tile is some queries of one sequence under one KV head.
+// chunk.cpp: a tile is some queries of one sequence and some heads that share a KV head.
 struct Tile {
-  long sequence, first_query, queries, kv_head;
+  long sequence, first_query, queries, first_head, heads;
 };
-long queries_per_tile(const Step& step);
+constexpr long kTileRows = 96;  // at most: queries times heads
 template <class T>
 void attend_tiles(const Step& step, const std::vector<Tile>& tiles, const T* query, const T* layer,
                   T* out);

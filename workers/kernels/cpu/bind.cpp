@@ -111,30 +111,43 @@ Tensor silu_mul_op(const Tensor& gate_up) {
   return out;
 }
 
+std::tuple<Tensor, Tensor> argmax_op(const Tensor& x) {
+  check(x.dim() == 2 && x.size(1) > 0 && x.stride(1) == 1, "x must be [n, width], only n strided");
+  Tensor values = at::empty({x.size(0)}, x.options());
+  Tensor indices = at::empty({x.size(0)}, x.options().dtype(at::kLong));
+  with_type(x, [&](auto null) {
+    using T = TYPE(null);
+    argmax(data<T>(x), x.stride(0), x.size(0), x.size(1), data<T>(values), data<int64_t>(indices));
+  });
+  return {values, indices};
+}
+
 bool by_heads(const Tensor& x, long heads, long dim) {
   return x.dim() == 3 && x.size(1) == heads && x.size(2) == dim && x.stride(2) == 1 &&
          x.stride(1) == dim;
 }
 
-// pages: [blocks, layers, 2, block_size, kv_heads, head_dim]
+// pages: [blocks, layers, sides, block_size, kv_heads, head_dim]
 Step step_of(const Tensor& pages) {
-  check(pages.dim() == 6 && pages.is_contiguous() && pages.size(2) == 2, "pages by blocks");
+  check(pages.dim() == 6 && pages.is_contiguous() && pages.size(2) <= 2, "pages by blocks");
   Step step{};
   step.block_size = pages.size(3), step.kv_heads = pages.size(4), step.head_dim = pages.size(5);
-  step.block_stride = pages.stride(0), step.side_stride = pages.stride(2);
+  step.block_stride = pages.stride(0);
+  step.side_stride = pages.size(2) == 2 ? pages.stride(2) : 0;
   return step;
 }
 
-void write_op(const Tensor& key, const Tensor& value, Tensor& pages, int64_t layer,
+void write_op(const Tensor& key, const Maybe& value, Tensor& pages, int64_t layer,
               const Tensor& slots) {
   Step step = step_of(pages);
-  check(by_heads(key, step.kv_heads, step.head_dim) && by_heads(value, step.kv_heads, step.head_dim),
-        "key and value must be [T, kv_heads, head_dim]");
-  check(slots.scalar_type() == at::kLong && slots.is_contiguous() &&
-            slots.numel() == key.size(0) && slots.numel() == value.size(0),
-        "slots must be int64 [T]");
+  check(value.has_value() == (pages.size(2) == 2), "a value where pages have a side for it");
+  for (const Tensor* side : {&key, value ? &*value : &key})
+    check(by_heads(*side, step.kv_heads, step.head_dim) && side->size(0) == slots.numel() &&
+              side->scalar_type() == pages.scalar_type(),
+          "key and value must be [T, kv_heads, head_dim]");
+  check(slots.scalar_type() == at::kLong && slots.is_contiguous(), "slots must be int64 [T]");
   step.tokens = key.size(0), step.slots = data<int64_t>(slots);
-  step.key_stride = key.stride(0), step.value_stride = value.stride(0);
+  step.key_stride = key.stride(0), step.value_stride = value ? value->stride(0) : 0;
   with_type(pages, [&](auto null) {
     using T = TYPE(null);
     write_pages(step, data<T>(key), data<T>(value), data<T>(pages) + layer * pages.stride(1));
@@ -143,11 +156,21 @@ void write_op(const Tensor& key, const Tensor& value, Tensor& pages, int64_t lay
 
 // Of the first sequences of a step: as many as `lengths` has.
 Tensor attend_op(const Tensor& query, const Tensor& pages, int64_t layer, const Tensor& tables,
-                 const Tensor& starts, const Tensor& lengths) {
+                 const Tensor& starts, const Tensor& lengths, double scale,
+                 std::optional<int64_t> window, const Maybe& sinks,
+                 std::optional<int64_t> value_dim) {
   Step step = step_of(pages);
   long heads = query.size(1), dim = step.head_dim;
+  long value_width = value_dim.value_or(dim);
+  step.value_dim = (value_width + kPair - 1) / kPair * kPair;
+  check(value_dim.has_value() == !step.side_stride && value_width <= dim,
+        "value_dim is for pages of one side");
   check(dim % kPair == 0, "head_dim must be whole vectors");
-  check(heads <= kMostHeads * step.kv_heads, "too many heads share a KV head");
+  check(!window || *window > 0, "a window holds the query's own key at least");
+  check(!sinks || sinks->numel() == heads, "sinks must be [heads]");
+  Tensor logits = sinks ? sinks->to(at::kFloat).contiguous() : Tensor();
+  step.scale = float(scale), step.window = window.value_or(INT32_MAX);
+  step.sinks = sinks ? data<float>(logits) : nullptr;
   check(heads % step.kv_heads == 0 && by_heads(query, heads, dim) &&
             query.scalar_type() == pages.scalar_type(),
         "query must be [T, heads, head_dim]");
@@ -160,12 +183,12 @@ Tensor attend_op(const Tensor& query, const Tensor& pages, int64_t layer, const 
   step.tables = data<int32_t>(tables), step.starts = data<int32_t>(starts);
   step.lengths = data<int32_t>(lengths);
   check(step.starts[step.sequences] == step.tokens, "starts must end at T");
-  Tensor out = at::empty({step.tokens, heads, dim}, query.options());
+  Tensor out = at::empty({step.tokens, heads, step.value_dim}, query.options());
   with_type(pages, [&](auto null) {
     using T = TYPE(null);
     attend<T>(step, data<T>(query), data<T>(pages) + layer * pages.stride(1), data<T>(out));
   });
-  return out;
+  return value_width == step.value_dim ? out : out.narrow(2, 0, value_width);
 }
 
 }  // namespace
@@ -177,11 +200,12 @@ TORCH_LIBRARY(kvasir, m) {
         &add_rms_norm_op);
   m.def("rotate(Tensor(a!) heads, Tensor cos, Tensor sin, Tensor? weight, float eps) -> ()",
         &rotate_op);
+  m.def("argmax(Tensor x) -> (Tensor values, Tensor indices)", &argmax_op);
   m.def("silu_mul(Tensor gate_up) -> Tensor", &silu_mul_op);
-  m.def("write_pages(Tensor key, Tensor value, Tensor(a!) pages, int layer, Tensor slots) -> ()",
+  m.def("write_pages(Tensor key, Tensor? value, Tensor(a!) pages, int layer, Tensor slots) -> ()",
         &write_op);
   m.def(
       "attend(Tensor query, Tensor pages, int layer, Tensor tables, Tensor starts, "
-      "Tensor lengths) -> Tensor",
+      "Tensor lengths, float scale, int? window, Tensor? sinks, int? value_dim) -> Tensor",
       &attend_op);
 }

@@ -34,18 +34,18 @@ void score(const float* query, long group, long head_dim, const T* key, long str
 
 // out[g] += sum over t of weights[g][t] * value[t] for one KV head and N values.
 template <int N, class T>
-void mix(const float* weights, long room, long group, long head_dim, const T* value, long stride,
+void mix(const float* weights, long room, long group, long value_dim, const T* value, long stride,
          float* out) {
   for (long g = 0; g < group; g += 2) {
     bool two = g + 1 < group;
     const float *w0 = weights + g * room, *w1 = two ? w0 + room : w0;
-    float *out0 = out + g * head_dim, *out1 = two ? out0 + head_dim : out0;
+    float *out0 = out + g * value_dim, *out1 = two ? out0 + value_dim : out0;
     vf by0[N], by1[N];
     for (int t = 0; t < N; t++) {
       by0[t] = splat(w0[t]);
       by1[t] = splat(w1[t]);
     }
-    for (long d = 0; d < head_dim; d += kPair) {
+    for (long d = 0; d < value_dim; d += kPair) {
       Pair a = load_pair(out0 + d), b = load_pair(out1 + d);
 #pragma GCC unroll 4
       for (int t = 0; t < N; t++) {
@@ -62,7 +62,7 @@ void mix(const float* weights, long room, long group, long head_dim, const T* va
 // What a split of a decode leaves: for each head the largest score, the sum of weights, the mix.
 struct Partial {
   float *most, *total, *mix;
-  static long floats(const Step& step) { return step.heads * (2 + step.head_dim); }
+  static long floats(const Step& step) { return step.heads * (2 + step.value_dim); }
   Partial(float* memory, const Step& step)
       : most(memory), total(memory + step.heads), mix(memory + 2 * step.heads) {}
 };
@@ -77,7 +77,7 @@ void fetch(const T* from, long count) {
 long room_of(const Step& step) { return (step.block_size + kLanes - 1) / kLanes * kLanes; }
 
 // Turns scores into weights; what was mixed before counts less where a higher score has come.
-void weigh(float* scores, long keys, long head_dim, float& most, float& total, float* mixed) {
+void weigh(float* scores, long keys, long value_dim, float& most, float& total, float* mixed) {
   long padded = (keys + kLanes - 1) / kLanes * kLanes;
   for (long i = keys; i < padded; i++) scores[i] = -INFINITY;
   vf highest = splat(most), sums = {};
@@ -91,7 +91,7 @@ void weigh(float* scores, long keys, long head_dim, float& most, float& total, f
   if (now != most) {
     float keep = std::exp(most - now);
     total *= keep;
-    for (long d = 0; d < head_dim; d += kLanes) store(mixed + d, load(mixed + d) * keep);
+    for (long d = 0; d < value_dim; d += kLanes) store(mixed + d, load(mixed + d) * keep);
     most = now;
   }
   total += sum(sums);
@@ -103,7 +103,7 @@ template <class T>
 void decode_block(const Step& step, const float* query, const T* block, const T* next, long keys,
                   Partial& partial, float* scores) {
   long dim = step.head_dim, group = step.heads / step.kv_heads, stride = step.kv_heads * dim;
-  long room = room_of(step);
+  long value_dim = step.value_dim, room = room_of(step);
   auto by_four = [&](const T* rows, const T* after, const auto& four, const auto& one) {
     long t = 0;
     for (; t + 4 <= keys; t += 4) {
@@ -123,11 +123,12 @@ void decode_block(const Step& step, const float* query, const T* block, const T*
       [&](const T* key, long h, float* to) { score<4>(query + h * dim, group, dim, key, stride, to, room); },
       [&](const T* key, long h, float* to) { score<1>(query + h * dim, group, dim, key, stride, to, room); });
   for (long h = 0; h < step.heads; h++)
-    weigh(scores + h * room, keys, dim, partial.most[h], partial.total[h], partial.mix + h * dim);
+    weigh(scores + h * room, keys, value_dim, partial.most[h], partial.total[h],
+          partial.mix + h * value_dim);
   by_four(
       values, next,
-      [&](const T* value, long h, const float* w) { mix<4>(w, room, group, dim, value, stride, partial.mix + h * dim); },
-      [&](const T* value, long h, const float* w) { mix<1>(w, room, group, dim, value, stride, partial.mix + h * dim); });
+      [&](const T* value, long h, const float* w) { mix<4>(w, room, group, value_dim, value, stride, partial.mix + h * value_dim); },
+      [&](const T* value, long h, const float* w) { mix<1>(w, room, group, value_dim, value, stride, partial.mix + h * value_dim); });
 }
 
 // Keys first..last of a sequence with one query.
@@ -137,7 +138,7 @@ void decode_split(const Step& step, const T* query, const Pages<T>& pages, long 
   long dim = step.head_dim, size = step.block_size;
   float* scaled = scratch;
   float* scores = scratch + step.heads * dim;
-  float scale = 1.0f / std::sqrt(float(dim));
+  float scale = step.scale;
   for (long j = 0; j < step.heads * dim; j += kPair) {
     Pair q = load_pair(query + j);
     store(scaled + j, Pair{q.low * scale, q.high * scale});
@@ -146,24 +147,29 @@ void decode_split(const Step& step, const T* query, const Pages<T>& pages, long 
     partial.most[h] = -INFINITY;
     partial.total[h] = 0;
   }
-  std::fill_n(partial.mix, step.heads * dim, 0.0f);
-  const T* block = pages.block(first / size);
-  for (long position = first; position < last; position += size) {
-    const T* next = position + size < last ? pages.block(position / size + 1) : block;
-    decode_block(step, scaled, block, next, std::min(size, last - position), partial, scores);
+  std::fill_n(partial.mix, step.heads * step.value_dim, 0.0f);
+  long index = first / size, row = step.kv_heads * dim;
+  const T* block = pages.block(index);
+  for (long from = first % size; first < last; from = 0) {  // a window begins anywhere
+    long keys = std::min(size - from, last - first);
+    first += keys;
+    const T* next = first < last ? pages.block(++index) : block;
+    decode_block(step, scaled, block + from * row, next, keys, partial, scores);
     block = next;
   }
 }
 
+// The sink joins here, once for all splits.
 template <class T>
 void merge(const Step& step, float* memory, long splits, T* out) {
-  long dim = step.head_dim, floats = Partial::floats(step);
+  long dim = step.value_dim, floats = Partial::floats(step);
   for (long h = 0; h < step.heads; h++) {
-    float most = -INFINITY, total = 0;
+    float most = step.sinks ? step.sinks[h] : -INFINITY;
     for (long i = 0; i < splits; i++) {
       float there = Partial(memory + i * floats, step).most[h];
       most = there > most ? there : most;
     }
+    float total = step.sinks ? std::exp(step.sinks[h] - most) : 0;
     for (long i = 0; i < splits; i++) {
       Partial part(memory + i * floats, step);
       part.most[h] = std::exp(part.most[h] - most);
@@ -196,9 +202,12 @@ void attend_decodes(const Step& step, const std::vector<long>& sequences, const 
   long split = std::max<long>(1, kSplit / step.block_size) * step.block_size;
   for (long sequence : sequences) {
     begins.push_back(pieces.size());
-    for (long first = 0; first < step.lengths[sequence]; first += split)
-      pieces.push_back({sequence, first, std::min<long>(first + split, step.lengths[sequence]),
-                        long(pieces.size())});
+    long length = step.lengths[sequence];
+    for (long first = std::max(0L, length - step.window); first < length;) {
+      long last = std::min(first / split * split + split, length);
+      pieces.push_back({sequence, first, last, long(pieces.size())});
+      first = last;
+    }
   }
   begins.push_back(pieces.size());
   long floats = Partial::floats(step);
@@ -215,7 +224,7 @@ void attend_decodes(const Step& step, const std::vector<long>& sequences, const 
   });
   for (size_t i = 0; i < sequences.size(); i++)
     merge(step, partials + begins[i] * floats, begins[i + 1] - begins[i],
-          out + step.starts[sequences[i]] * step.heads * step.head_dim);
+          out + step.starts[sequences[i]] * step.heads * step.value_dim);
 }
 
 template void attend_decodes(const Step&, const std::vector<long>&, const float*, const float*,

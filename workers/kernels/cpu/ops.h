@@ -49,18 +49,24 @@ void rotate(T* heads, long stride, const float* cos, const float* sin, const T* 
 template <class T>
 void silu_mul(const T* gate_up, long rows, long inner, T* out);
 
-constexpr long kMostHeads = 96;  // that share a KV head
+// argmax.cpp; NaN is the largest
+template <class T>
+void argmax(const T* x, long stride, long rows, long width, T* values, int64_t* indices);
 
 // attention.cpp: one step over the pages of one layer.
 struct Step {
-  long tokens, sequences, heads, kv_heads, head_dim;
+  long tokens, sequences, heads, kv_heads, head_dim, value_dim;
   long query_stride, key_stride, value_stride;  // between tokens
-  long block_size, block_stride, side_stride;   // elements: block to block, keys to values
+  // Elements: block to block, keys to values (0: a value is the first value_dim of its key).
+  long block_size, block_stride, side_stride;
   long table_width;
   const int64_t* slots;    // [tokens]
   const int32_t* tables;   // [sequences, table_width]
   const int32_t* starts;   // [sequences + 1]
   const int32_t* lengths;  // [sequences]
+  float scale;             // of scores
+  long window;             // keys that a query sees, its own included
+  const float* sinks;      // [heads] logits that take weight and have no value; null: none
 };
 template <class T>
 void write_pages(const Step& step, const T* key, const T* value, T* layer);

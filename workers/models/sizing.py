@@ -1,0 +1,206 @@
+"""How much memory a model needs, from config.json alone. No torch.
+
+Weights and KV are what the decoder allocates, to the byte; activations are an estimate.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from workers.models.architecture import (
+    DenseFeedForward,
+    Experts,
+    HeadAttention,
+    LatentAttention,
+    LayerConfig,
+    ModelConfig,
+)
+from workers.models.kv_layout import kv_layout
+from workers.parallel.span import share
+
+FLOAT32 = 4  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How many ranks share heads, widths and the vocabulary, and how many the experts; see
+    workers/parallel/layout.py."""
+
+    tensor: int = 1
+    experts: int = 1
+
+    @property
+    def world(self) -> int:
+        return max(self.tensor, self.experts)
+
+    @property
+    def shards(self) -> int:
+        """Groups of tensor ranks: each has sequences of its own."""
+        return self.world // self.tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Bytes on the rank that holds most, the first: a vocabulary may not divide evenly."""
+
+    embedding: int
+    head: int
+    attention: int
+    feed_forward: int
+    experts: int
+    norms: int
+
+    @property
+    def total(self) -> int:
+        parts = (self.embedding, self.head, self.attention, self.feed_forward)
+        return sum(parts) + self.experts + self.norms
+
+
+def rank_weights(
+    config: ModelConfig,
+    split: Split,
+    item: int,
+    *,
+    packed: bool = False,
+    router_item: int = FLOAT32,
+) -> Weights:
+    """`item`, `router_item`: bytes of an element. `packed`: products keep a layout of their own, so
+    that a head that is tied to the embedding takes memory too."""
+    hidden = config.hidden_size
+    vocabulary = -(-config.vocab_size // split.tensor) * hidden * item
+    layers = Counter(config.layers)
+    norms = 4 if config.post_norms else 2
+    return Weights(
+        embedding=vocabulary,
+        head=vocabulary if packed or not config.tied_embeddings else 0,
+        attention=sum(n * _attention(each, hidden, split) for each, n in layers.items()) * item,
+        feed_forward=sum(n * _dense(each, hidden, split) for each, n in layers.items()) * item,
+        experts=sum(
+            n * (_router(each, hidden) * router_item + _experts(each, hidden, split) * item)
+            for each, n in layers.items()
+        ),
+        norms=(norms * len(config.layers) + 1) * hidden * item,
+    )
+
+
+def _attention(layer: LayerConfig, hidden: int, split: Split) -> int:
+    own = layer.attention
+    heads = own.heads // split.tensor
+    if isinstance(own, LatentAttention):
+        return _latent(own, heads, hidden)
+    kv_heads = share(own.kv_heads, 0, split.tensor).size
+    stacked, inner = (heads + 2 * kv_heads) * own.head_dim, heads * own.head_dim
+    elements = _linear(hidden, stacked, own.qkv_bias) + _linear(inner, hidden, own.output_bias)
+    if own.qk_norm:
+        elements += (heads + kv_heads) * own.head_dim
+    return elements + (heads if own.sinks else 0)
+
+
+def _latent(own: LatentAttention, heads: int, hidden: int) -> int:
+    """What goes into and comes out of a latent is whole on every rank but for the heads' side."""
+    width = own.nope_dim + own.rope_dim
+    if own.query_rank is None:
+        queries = _linear(hidden, heads * width, False)
+    else:
+        down = _linear(hidden, own.query_rank, own.bias) + own.query_rank
+        queries = down + _linear(own.query_rank, heads * width, False)
+    latent = _linear(hidden, own.kv_rank + own.rope_dim, own.bias) + own.kv_rank
+    keys_values = own.kv_rank * heads * (own.nope_dim + own.value_dim)
+    return queries + latent + keys_values + _linear(heads * own.value_dim, hidden, own.bias)
+
+
+def _dense(layer: LayerConfig, hidden: int, split: Split) -> int:
+    own = layer.feed_forward
+    if not isinstance(own, DenseFeedForward):
+        return 0
+    return _gated(hidden, own.width // split.tensor, own.bias)
+
+
+def _experts(layer: LayerConfig, hidden: int, split: Split) -> int:
+    own = layer.feed_forward
+    if not isinstance(own, Experts):
+        return 0
+    # Ranks that share the experts have whole ones, and the shared ones whole too.
+    tensor = split.tensor if split.experts == 1 else 1
+    elements = own.count // split.experts * _gated(hidden, own.width // tensor, own.bias)
+    if own.shared_width:
+        elements += _gated(hidden, own.shared_width // tensor, False)
+    return elements
+
+
+def _router(layer: LayerConfig, hidden: int) -> int:
+    own = layer.feed_forward
+    if not isinstance(own, Experts):
+        return 0
+    return own.count * (hidden + own.router_bias + own.correction)
+
+
+def _linear(inputs: int, outputs: int, bias: bool) -> int:
+    return outputs * (inputs + bias)
+
+
+def _gated(hidden: int, inner: int, bias: bool) -> int:
+    return _linear(hidden, 2 * inner, bias) + _linear(inner, hidden, bias)
+
+
+def parameters(config: ModelConfig) -> int:
+    """Of the whole model, as they are counted when it is published."""
+    repeated = sum(
+        (own.heads + own.kv_heads - 2) * own.head_dim
+        for own in (layer.attention for layer in config.layers)
+        if isinstance(own, HeadAttention) and own.qk_norm  # kept for each head, one for all
+    )
+    return rank_weights(config, Split(), 1, router_item=1).total - repeated
+
+
+def rule_of_thumb(num_parameters: int, item: int) -> float:
+    """Bytes to serve a model, as the field estimates them: P x Q/8 x 1.2, for P parameters of Q
+    bits."""
+    return num_parameters * item * 1.2
+
+
+def kv_bytes_per_token(config: ModelConfig, split: Split, item: int) -> int:
+    """On each rank."""
+    return kv_layout(config, split.tensor).elements * item
+
+
+def activation_peak(
+    config: ModelConfig, split: Split, item: int, *, step_tokens: int, max_seqs: int
+) -> int:
+    """Bytes, estimated: of a step of `step_tokens` in one shard, the residual stream, what is added
+    to it, and the largest of what a layer holds at once (queries, keys and values, the rotated ones
+    and what attention gives; gate and up, and their product; of experts the rows that they are
+    given, too); or, if that is more, the logits of `max_seqs` rows, in the model's dtype and twice
+    in float32, as sampling needs them."""
+    hidden = config.hidden_size
+    widest = max(_layer_activations(each, hidden, split) for each in set(config.layers))
+    forward = step_tokens * (2 * hidden + widest) * item
+    sampling = max_seqs * (hidden * item + config.vocab_size * (item + 2 * FLOAT32))
+    return max(forward, sampling)
+
+
+def _layer_activations(layer: LayerConfig, hidden: int, split: Split) -> int:
+    """Elements of one token, beside the residual stream."""
+    own, feed_forward = layer.attention, layer.feed_forward
+    heads = own.heads // split.tensor
+    if isinstance(own, LatentAttention):
+        latent = own.kv_rank + own.rope_dim
+        queries = heads * (own.nope_dim + own.rope_dim)
+        # Queries as projected and as they meet latents, what comes of it and its values.
+        attention = (own.query_rank or 0) + 2 * latent + queries
+        attention += heads * (latent + own.kv_rank + own.value_dim)
+    else:
+        kv_heads = share(own.kv_heads, 0, split.tensor).size
+        stacked = (heads + 2 * kv_heads) * own.head_dim
+        attention = stacked + (heads + kv_heads) * own.head_dim + heads * own.head_dim
+    if isinstance(feed_forward, DenseFeedForward):
+        inner = 3 * feed_forward.width // split.tensor
+    else:
+        # A row for each active expert. Where experts are spread a rank sends those of its slice
+        # of the tokens, and on average as many arrive; elsewhere it has a part of every expert.
+        slices, parts = (split.tensor, 1) if split.experts > 1 else (1, split.tensor)
+        row = 2 * hidden + 3 * feed_forward.width // parts
+        inner = feed_forward.active * row + 3 * feed_forward.shared_width // parts
+        inner = -(-inner // slices)
+    return max(attention, inner)

@@ -1,0 +1,106 @@
+"""What leader and followers of a replica share, and a follower's whole life as a rank."""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import torch
+
+from workers.config import EngineConfig
+from workers.models.architecture import ModelConfig
+from workers.models.kv_layout import kv_layout
+from workers.parallel.channel import Bytes, Kind, Receiver
+from workers.parallel.follower import Leader
+from workers.parallel.group import Group, Ranks
+from workers.parallel.layout import Layout
+from workers.parallel.pages import FollowerPages, HeadShares
+from workers.parallel.ring import RingReceiver
+from workers.parallel.torch_group import Rendezvous, follower_store
+from workers.runner.inputs import EMPTY, StepInputs
+from workers.runner.load import load_forward
+
+# Of one collective. Who is dead or stopped is noticed elsewhere and sooner; one rank may take
+# minutes longer to load than another.
+GROUP_S = 600.0
+IDLE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Everything that ranks say to each other with. `copies`: for pages alone."""
+
+    ranks: Ranks
+    copies: Group
+
+
+def join(rendezvous: Rendezvous, layout: Layout, device: torch.device) -> Groups:
+    """All ranks together. Blocking; raises Unavailable."""
+    ranks = rendezvous.ranks(layout, device, GROUP_S)
+    copies = rendezvous.group("copies", range(layout.world), device, GROUP_S)
+    return Groups(ranks, copies)
+
+
+def head_shares(layout: Layout, config: ModelConfig) -> HeadShares:
+    return HeadShares(layout, kv_layout(config, 1).heads)
+
+
+def to_wire(parts: Sequence[StepInputs]) -> tuple[Bytes, ...]:
+    """How many parts, and for each the size of its data and its counts; then all data."""
+    head = array("q", [len(parts)])
+    for part in parts:
+        head.extend((len(part.data), *part.counts))
+    return head, *(part.data for part in parts)
+
+
+def from_wire(payload: bytearray) -> list[StepInputs]:
+    words = memoryview(payload).cast("B")[: len(payload) // 8 * 8].cast("q")
+    width = 1 + len(EMPTY.counts)
+    heads = [words[at : at + width] for at in range(1, 1 + words[0] * width, width)]
+    parts, at = [], 8 * (1 + len(heads) * width)
+    for size, *counts in heads:
+        parts.append(StepInputs(tuple(counts), payload[at : at + size]))
+        at += size
+    return parts
+
+
+def serve_part(leader: Leader) -> NoReturn:
+    """Join, load, and compute until the process is ended. Raises KvasirError."""
+    plan = leader.hear("plan")
+    config = EngineConfig.model_validate(plan["engine"])
+    layout = Layout(config.tensor_parallel, config.expert_parallel)
+    rank, device = plan["rank"], torch.device(plan["device"])
+    fds = leader.take_fds()
+    steps, copies = RingReceiver(fds[:3], rank - 1), RingReceiver(fds[3:], rank - 1)
+    store = follower_store(plan["host"], plan["port"])
+    groups = join(Rendezvous(store, plan["host"], rank), layout, device)
+    _, forward = load_forward(plan["model"], config, ranks=groups.ranks, device=plan["device"])
+    shares = head_shares(layout, forward.decoder.config)
+    pages = FollowerPages(forward.cache, shares, rank, groups.copies)
+    threading.Thread(
+        target=_copy_pages, args=(copies, pages, leader), name="kvasir-pages", daemon=True
+    ).start()
+    forward.warm_up()
+    leader.say("ready")
+    while True:
+        message = steps.recv(IDLE_S)
+        if message is None:
+            continue
+        if message.kind is Kind.BALANCE:
+            forward.balance_experts()
+        else:
+            assert message.kind is Kind.STEP, message.kind
+            forward.run(from_wire(message.payload))
+
+
+def _copy_pages(copies: Receiver, pages: FollowerPages, leader: Leader) -> None:
+    try:
+        while True:
+            message = copies.recv(IDLE_S)
+            if message is not None:
+                pages.answer(message)
+    except Exception as error:  # an edge too: the process must not live on without this thread
+        leader.fail(error)
