@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 KERNELS := $(VENV)/.kernels
 TRITON := $(VENV)/.triton
+RAY := $(VENV)/.ray
 
 # The first Python that is 3.11 or 3.12: the plain one if it fits.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
@@ -47,6 +48,11 @@ $(TRITON): $(STAMP)
 	@uv=$$(command -v uv || echo $(BIN)/uv); "$$uv" pip install --python $(BIN)/python --editable '.[triton]'
 	@touch $@
 
+# Tests start a small Ray of their own; nobody else wants it on one machine.
+$(RAY): $(STAMP)
+	@uv=$$(command -v uv || echo $(BIN)/uv); "$$uv" pip install --python $(BIN)/python --editable '.[ray]'
+	@touch $@
+
 $(KERNELS): $(STAMP) $(wildcard workers/kernels/cpu/* workers/kernels/build.py workers/kernels/library.py)
 	@echo "== compiling kernels for this CPU"
 	@$(BIN)/python -m workers.kernels.build
@@ -61,11 +67,11 @@ chat: install ## talk to a running cluster
 	@exec $(BIN)/kvasir chat
 
 .PHONY: test
-test: install check $(TRITON) ## what CI runs: checks and every test that is not marked slow
+test: install check $(TRITON) $(RAY) ## what CI runs: checks and every test that is not marked slow
 	$(BIN)/python -m pytest -m "not slow" -q --durations=10
 
 .PHONY: test-all
-test-all: install check $(TRITON) ## the long matrices too
+test-all: install check $(TRITON) $(RAY) ## the long matrices too
 	$(BIN)/python -m pytest -q --durations=20
 
 .PHONY: check

@@ -14,7 +14,7 @@ TicketTtl = Annotated[float, Field(ge=6.0, allow_inf_nan=False)]
 
 
 class EngineConfig(BaseModel):
-    """Sizes of one engine. `kv_tokens` None = a quarter of the memory left after loading, at most
+    """Sizes of one engine. `kv_tokens` None = a part of the memory left after loading, at most
     what `max_seqs` full contexts need."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

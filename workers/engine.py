@@ -163,10 +163,10 @@ class Engine:
     async def step(self) -> list[SequenceUpdate] | None:
         """Schedule, run, update; what the oldest step under way did, or None where nothing could
         run. A KvasirError of the runner ends the sequences of its batch and is raised; that of one
-        sequence ends it and stands in its update."""
+        sequence ends it and stands in its update. After any other error the engine is over."""
         if not self._under_way and not self._launch():
             return None
-        if self._overlap:
+        if self._overlap and len(self._under_way) < 2:  # two: a step() was cancelled
             self._launch()
         step = self._under_way[0]
         try:
@@ -178,6 +178,7 @@ class Engine:
             for seq in self.scheduler.fail(step.batch):
                 self._tell(seq, error)
                 self._drop(seq)
+            self._grant_reservations()
             raise
         self._record(step.batch, self._end(step))
         updates = self.scheduler.update(step.batch, output)

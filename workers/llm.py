@@ -17,6 +17,7 @@ from workers.core.errors import ConfigError, InvalidRequest
 from workers.core.request import FinishReason, Request, SampledToken, SamplingParams
 from workers.engine import Engine
 from workers.models.resolve import resolve_model
+from workers.parallel.launcher import RankLauncher
 from workers.runner.ranks import load_replica
 from workers.text import TextStream, Tokenizer
 
@@ -43,8 +44,10 @@ class LLM:
     """A model in this process. Blocking, not thread-safe; a context manager, or close() it.
 
     `model`: a checkpoint directory or a Hugging Face id. Sizes are those of EngineConfig. `seed`
-    draws a seed for each request that has none, so that two runs give the same samples.
-    Raises CheckpointError, ConfigError.
+    draws a seed for each request that has none, so that two runs give the same samples. With
+    more ranks than this process they are plain processes beside it, or what `rank_launcher` starts:
+    `cluster.backends.ray_ranks.RayLauncher()` after ray.init(), anywhere in that Ray cluster. It is
+    closed with the LLM. Raises CheckpointError, ConfigError.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class LLM:
         overlap: bool | None = None,
         seed: int | None = None,
         device: str | None = None,
+        rank_launcher: RankLauncher | None = None,
     ) -> None:
         try:
             config = EngineConfig(
@@ -86,7 +90,7 @@ class LLM:
         self.tokenizer: Tokenizer | None = None
         if (directory / "tokenizer.json").exists():
             self.tokenizer = Tokenizer.load(str(directory))
-        runner = load_replica(str(directory), config, device=device)
+        runner = load_replica(str(model), config, device=device, launcher=rank_launcher)
         self._engine = Engine(
             runner,
             block_size=config.block_size,

@@ -471,3 +471,42 @@ def test_a_block_of_two_shards_is_told_once_and_removed_with_the_last() -> None:
         pools.shards[shard].release(blocks[shard])
         pools.shards[shard].allocate(4)
         assert [(e.kind, e.blocks) for e in pools.events.take()] == told
+
+
+def test_a_cancelled_step_leaves_an_engine_that_goes_on() -> None:
+    async def scene() -> None:
+        engine = engine_of(48, overlap=True)
+        early = engine.add(request("early", [1, 2, 3], 30))
+        await engine.step()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(engine.step(), 0.0001)
+        engine.abort(early)
+        late = engine.add(request("late", [4, 5, 6], 5))
+        await run_to_idle(engine)
+        assert late.tokens[3:] == undivided([4, 5, 6], 5)
+        assert engine.pool.num_referenced == 0
+
+    run_virtual(scene())
+
+
+def test_who_waits_for_pages_gets_those_of_a_step_that_failed_after_all_had_left() -> None:
+    async def scene() -> None:
+        engine = engine_of(4)
+
+        async def fails(batch: Batch) -> StepOutput:
+            await asyncio.sleep(0.01)
+            raise KvasirError("the step failed")
+
+        engine.runner.execute = fails  # type: ignore[method-assign]
+        left = engine.add(request("left", list(range(12)), 3))
+        step = asyncio.create_task(engine.step())
+        await asyncio.sleep(0.001)
+        engine.abort(left)
+        waits = asyncio.create_task(engine.reserve(engine.new_sequence(request("w", [1] * 12, 3))))
+        await asyncio.sleep(0.001)
+        assert not waits.done()
+        with pytest.raises(KvasirError, match="the step failed"):
+            await step
+        await asyncio.wait_for(waits, 1)
+
+    run_virtual(scene())

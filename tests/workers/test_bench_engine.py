@@ -35,12 +35,32 @@ def test_rows_have_names_values_limits_and_ratios(tmp_path: Path) -> None:
         "outside/b8",
         "mixed/b2/c64/t32",
         "outside/b64",
+        *(f"outside/b{batch}/overlap" for batch in (1, 8, 64)),
         "outside/b64/noop",
     }, "points that do not fit are left out"
     for name, row in rows.items():
         assert row["value"] > 0 and row["unit"], name
         if not name.startswith("machine"):
             assert row["limit"] > 0 and row["ratio"] > 0, name
+
+
+@pytest.mark.slow
+def test_a_step_of_several_ranks_is_shown_in_parts(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model")
+    report = tmp_path / "rows.json"
+    nothing = [f"--{kind}=" for kind in ("prefill", "batches", "contexts", "mixed")]
+    command = f"bench engine --model {model} --tp 2 --kv-tokens 8192 --json {report}"
+    done = CliRunner().invoke(app, [*command.split(), *nothing])
+    assert done.exit_code == 0, done.output
+    rows = {row["name"]: row for row in json.loads(report.read_text())}
+    for batch in (1, 8, 64):
+        part = {name: rows[f"ranks/b{batch}/{name}"]["value"] for name in ("step", "overhead")}
+        inside = sum(
+            rows[f"ranks/b{batch}/{name}"]["value"] for name in ("compute", "communication")
+        )
+        assert inside == pytest.approx(part["step"] * (1 - part["overhead"] / 100))
+        volume = rows[f"ranks/b{batch}/volume"]
+        assert volume["value"] == volume["limit"] > 0
 
 
 @pytest.mark.parametrize("text", ["8x1024", "8x1024x256x1", "axbxc"])

@@ -65,7 +65,7 @@ def test_what_stands_between_products(
     torch.manual_seed(width)
     plain = TorchKernels()
     x, residual = torch.randn(2, rows, width).to(dtype)
-    weight = torch.randn(width).to(dtype)
+    weight = torch.randn(width)
     sums = residual.clone()
     got = compiled.add_rms_norm(x, sums, weight, 1e-6)
     assert torch.equal(sums, residual + x)
@@ -85,7 +85,7 @@ def test_heads_are_rotated_where_they_lie(
     torch.manual_seed(head_dim)
     qkv = torch.randn(5, 10, head_dim).to(dtype)
     cos, sin = torch.randn(2, 5, head_dim // 2)
-    weight = torch.randn(7, head_dim).to(dtype) if normed else None
+    weight = torch.randn(7, head_dim) if normed else None
     before = qkv.clone()
     got = compiled.rotate(qkv[:, :7], cos, sin, weight, 1e-6)
     want = TorchKernels().rotate(

@@ -76,7 +76,8 @@ def test_fused_weights_are_the_projections_top_to_bottom(whole: Path) -> None:
 def test_weights_are_converted_and_progress_is_told(whole: Path) -> None:
     told: list[tuple[str, float]] = []
     decoder = load(whole, torch.bfloat16, progress=lambda *what: told.append(what))
-    assert {parameter.dtype for parameter in decoder.parameters()} == {torch.bfloat16}
+    for name, parameter in decoder.named_parameters():
+        assert parameter.dtype is (torch.float32 if "norm" in name else torch.bfloat16), name
     fractions = [fraction for _, fraction in told]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0

@@ -232,8 +232,8 @@ def test_pool_size_without_a_wish() -> None:
     config = EngineConfig(max_seqs=3)
     assert shape.block_bytes == 512
     # a quarter of the memory, but not more than three full contexts of seven blocks
-    assert memory.count_blocks(config, shape, 100, available=4 * 512 * 10) == 10
-    assert memory.count_blocks(config, shape, 100, available=1 << 40) == 21
+    assert memory.count_blocks(config, shape, 100, available=4 * 512 * 10, share=0.25) == 10
+    assert memory.count_blocks(config, shape, 100, available=1 << 40, share=0.25) == 21
 
 
 def test_a_container_has_less_memory_than_its_machine(

@@ -13,8 +13,8 @@ from workers.config import EngineConfig
 from workers.kernels.torch_kernels import TorchKernels
 from workers.layers.build import Build
 from workers.layers.linear import Linear
-from workers.parallel.span import whole
 from workers.llm import LLM, SamplingParams
+from workers.parallel.span import whole
 from workers.runner.load import load_runner
 
 CPU = torch.device("cpu")

@@ -321,13 +321,17 @@ async def test_no_rank_outlives_a_script(
         script = subprocess.Popen(
             [sys.executable, "-c", SCRIPT, str(model)], stdout=out, stderr=out
         )
-    await until(lambda: bool(followers(script.pid)), "no follower starts", START_S)
-    follower = followers(script.pid)[0]
-    if moment == "loading":
-        await until(lambda: is_loading(follower), "the follower never loads", START_S)
-    elif moment == "generating":
-        await until(lambda: log.read_text().startswith("up"), "it is never up", START_S)
-        await asyncio.sleep(0.5)
-    script.send_signal(number)
-    await asyncio.to_thread(script.wait, NOTICE_S)
-    await until(lambda: not followers(script.pid), "the follower is still there")
+    try:
+        await until(lambda: bool(followers(script.pid)), "no follower starts", START_S)
+        follower = followers(script.pid)[0]
+        if moment == "loading":
+            await until(lambda: is_loading(follower), "the follower never loads", START_S)
+        elif moment == "generating":
+            await until(lambda: "up" in log.read_text().splitlines(), "it is never up", START_S)
+            await asyncio.sleep(0.5)
+        script.send_signal(number)
+        await asyncio.to_thread(script.wait, NOTICE_S)
+        await until(lambda: not followers(script.pid), "the follower is still there")
+    finally:
+        script.kill()
+        script.wait()

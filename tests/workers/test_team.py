@@ -65,12 +65,10 @@ class Actor:
         self.wire.send({"say": what} | more)
 
     def live(self) -> None:
-        """Beat until killed or told to stop."""
+        """Beat until killed."""
         assert self.wire is not None
         while not self.killed.is_set():
-            line = self.wire.receive(BEAT_S)
-            if line is not None and line["say"] == "stop":
-                return
+            self.wire.receive(BEAT_S)
             self.say("beat")
 
     def hang(self) -> None:
@@ -86,9 +84,18 @@ def well(actor: Actor) -> None:
 class Stage:
     """A RankLauncher: rank r plays plays[r - 1]."""
 
-    def __init__(self, *plays: Play) -> None:
+    def __init__(self, *plays: Play, host: str | None = None) -> None:
+        self.host = host
         self.plays = plays
         self.actors: list[Actor] = []
+        self.closed = False
+
+    def reserve(self, ranks: int, on_gpu: bool) -> None:
+        assert ranks == len(self.plays) + 1
+
+    def close(self) -> None:
+        assert all(actor.over.is_set() for actor in self.actors), "what it reserved is still used"
+        self.closed = True
 
     def start(self, invitation: Invitation) -> Actor:
         self.actors.append(Actor(invitation, self.plays[invitation.rank - 1]))
@@ -112,7 +119,7 @@ def stage() -> Iterator[Callable[..., tuple[Team, Stage]]]:
     yield open_
     for team, there in opened:
         team.close()
-        assert all(actor.over.is_set() for actor in there.actors)
+        assert there.closed and all(actor.over.is_set() for actor in there.actors)
 
 
 def loss(team: Team) -> KvasirError:
@@ -151,8 +158,8 @@ def test_descriptors_come_with_the_plan() -> None:
 
 
 def test_followers_of_other_hosts_come_over_tcp() -> None:
-    there = Stage(well)
-    team = Team(1, there, plan, host="127.0.0.1")
+    there = Stage(well, host="127.0.0.1")
+    team = Team(1, there, plan)
     team.collect("ready", WAIT_S)
     assert there.actors[0].invitation.address.startswith("127.0.0.1:")
     team.close()
@@ -277,7 +284,7 @@ def test_a_broken_group_with_everybody_there_ends_all(stage) -> None:  # type: i
 
 
 def test_who_cannot_be_started_is_a_loss() -> None:
-    class Broken:
+    class Broken(Stage):
         def start(self, invitation: Invitation) -> Actor:
             raise OSError("no more processes")
 

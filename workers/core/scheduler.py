@@ -160,7 +160,10 @@ class Scheduler:
 
     def _can_run_ahead(self) -> bool:
         """Whether a step may begin without the tokens that the one under way samples."""
-        return not any(seq.num_awaited and seq.params.penalised for seq in self.running)
+        return not any(
+            seq.num_awaited and seq.params.penalised and not _over_with_awaited(seq)
+            for seq in self.running
+        )
 
     def _by_shard(self, chunks: list[Chunk]) -> tuple[Chunk, ...]:
         if len(self.pool.shards) > 1:

@@ -34,14 +34,15 @@ class Kernels(Protocol):
         self, x: Tensor | None, residual: Tensor, weight: Tensor, eps: float
     ) -> Tensor:
         """residual [T, W] += x, in place, unless x is None; returns the RMS norm of its rows, times
-        weight [W]."""
+        weight [W] (float32)."""
 
     def rotate(
         self, heads: Tensor, cos: Tensor, sin: Tensor, weight: Tensor | None, eps: float
     ) -> Tensor:
-        """heads [T, H, D], of which the leading R are rotated by cos and sin [T, R / 2] (float32),
-        each head first RMS-normed and multiplied by its row of weight [H, D] if there is one. May
-        change `heads` in place; halves are paired, as Hugging Face checkpoints expect."""
+        """heads [T, H, D], of which the leading R are rotated by cos and sin [T, R / 2], each head
+        first RMS-normed and multiplied by its row of weight [H, D] if there is one; those three are
+        float32. May change `heads` in place; halves are paired, as Hugging Face checkpoints
+        expect."""
 
     def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
         """[T, 2 I] -> [T, I]: activation of the first half times the second."""

@@ -24,13 +24,15 @@ class TorchKernels:
     ) -> Tensor:
         if x is not None:
             residual += x
-        return F.rms_norm(residual, (residual.shape[-1],), weight, eps)
+        normed = F.rms_norm(residual.float(), (residual.shape[-1],), weight, eps)
+        return normed.to(residual.dtype)
 
     def rotate(
         self, heads: Tensor, cos: Tensor, sin: Tensor, weight: Tensor | None, eps: float
     ) -> Tensor:
         if weight is not None:
-            heads = F.rms_norm(heads, (heads.shape[-1],), None, eps) * weight
+            normed = F.rms_norm(heads.float(), (heads.shape[-1],), None, eps) * weight
+            heads = normed.to(heads.dtype)
         cos, sin = cos[:, None].to(heads.dtype), sin[:, None].to(heads.dtype)
         half = cos.shape[-1]
         first, second, rest = heads.tensor_split((half, 2 * half), dim=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from workers.attention.backend import AttentionPlan, Scores
@@ -73,7 +74,7 @@ class QKNorm(nn.Module):
         self, heads: int, kv_heads: int, config: HeadAttention, model: ModelConfig, build: Build
     ) -> None:
         super().__init__()
-        self.weight = build.parameter(heads + kv_heads, config.head_dim)
+        self.weight = build.parameter(heads + kv_heads, config.head_dim, dtype=torch.float32)
         self.num_query_heads = heads
         self._unit_offset = model.unit_offset
 

@@ -19,7 +19,8 @@ class Build:
     ranks: Ranks = SINGLE
     redundant_experts: int = 0  # slots for copies of hot experts, over the ranks that share them
 
-    def parameter(self, *shape: int) -> nn.Parameter:
-        """Memory for weights that a loader fills; serving never needs gradients."""
-        empty = torch.empty(shape, dtype=self.dtype, device=self.device)
+    def parameter(self, *shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
+        """Memory for weights that a loader fills; serving never needs gradients. `dtype`: other
+        than that of most."""
+        empty = torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
         return nn.Parameter(empty, requires_grad=False)

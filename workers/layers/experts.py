@@ -7,6 +7,8 @@ expert's width, as of any other feed-forward.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,11 +34,7 @@ class Router(nn.Module):
     ) -> None:
         super().__init__()
         self._config, self._names = config, names
-
-        def parameter(*shape: int) -> nn.Parameter:
-            empty = torch.empty(shape, dtype=torch.float32, device=build.device)
-            return nn.Parameter(empty, requires_grad=False)
-
+        parameter = partial(build.parameter, dtype=torch.float32)
         self.weight = parameter(config.count, hidden)
         self.bias = parameter(config.count) if config.router_bias else None
         self.correction = parameter(config.count) if config.correction else None
@@ -104,7 +102,8 @@ class ExpertsFeedForward(nn.Module):
             self.shared = SharedExperts(
                 config, hidden, share(config.shared_width, rank, size), build
             )
-        # How many rows this rank has sent each expert; the load is their sum over the world.
+        # How many rows this rank has sent each expert, padding of graphs too; the load is their sum
+        # over the world.
         self.routed = torch.zeros(config.count, dtype=torch.int64, device=build.device)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from workers.layers.build import Build
@@ -13,7 +14,8 @@ class RMSNorm(nn.Module):
 
     def __init__(self, width: int, eps: float, build: Build, *, unit_offset: bool = False) -> None:
         super().__init__()
-        self.weight = build.parameter(width)
+        # In float32, as 1 + w would lose most of a small w in bfloat16.
+        self.weight = build.parameter(width, dtype=torch.float32)
         self.eps = eps
         self._unit_offset = unit_offset
         self._kernels = build.kernels

@@ -111,7 +111,7 @@ def check_targets(checkpoint: Checkpoint, config: ModelConfig, targets: Targets)
 def _harmless(name: str, checkpoint: Checkpoint, config: ModelConfig) -> bool:
     """Tensors that older writers saved although they follow from the others, and layers that guess
     tokens ahead (DeepSeek-V3): the model speaks without them."""
-    tied_head = name == "lm_head.weight" and config.tied_embeddings
+    tied_head = name == f"{config.names.head}.weight" and config.tied_embeddings
     layer = re.match(r"model\.layers\.\d+\.", name)
     guesses = layer is not None and f"{layer[0]}eh_proj.weight" in checkpoint.tensors
     left_out = name.startswith(config.names.ignored) or name.endswith("rotary_emb.inv_freq")

@@ -10,6 +10,8 @@ from workers.core.errors import CheckpointError
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # No pickles: they can run code when loaded.
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja")
+# The same weights once more, in layouts that nobody here reads.
+HUB_COPIES = ("original/*", "metal/*", "consolidated*")
 
 
 def resolve_model(model: str) -> Path:
@@ -34,7 +36,11 @@ def _download(model: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model, allow_patterns=list(HUB_FILES)))
+        return Path(
+            snapshot_download(
+                model, allow_patterns=list(HUB_FILES), ignore_patterns=list(HUB_COPIES)
+            )
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(

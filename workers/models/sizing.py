@@ -63,10 +63,10 @@ def rank_weights(
     item: int,
     *,
     packed: bool = False,
-    router_item: int = FLOAT32,
+    exact_item: int = FLOAT32,
 ) -> Weights:
-    """`item`, `router_item`: bytes of an element. `packed`: products keep a layout of their own, so
-    that a head that is tied to the embedding takes memory too."""
+    """`item`, `exact_item`: bytes of an element, and of one of a norm or router. `packed`: products
+    keep a layout of their own, so that a head that is tied to the embedding takes memory too."""
     hidden = config.hidden_size
     vocabulary = -(-config.vocab_size // split.tensor) * hidden * item
     layers = Counter(config.layers)
@@ -74,13 +74,16 @@ def rank_weights(
     return Weights(
         embedding=vocabulary,
         head=vocabulary if packed or not config.tied_embeddings else 0,
-        attention=sum(n * _attention(each, hidden, split) for each, n in layers.items()) * item,
-        feed_forward=sum(n * _dense(each, hidden, split) for each, n in layers.items()) * item,
-        experts=sum(
-            n * (_router(each, hidden) * router_item + _experts(each, hidden, split) * item)
+        attention=sum(
+            n * (_attention(each, hidden, split) * item + _head_norms(each, split) * exact_item)
             for each, n in layers.items()
         ),
-        norms=(norms * len(config.layers) + 1) * hidden * item,
+        feed_forward=sum(n * _dense(each, hidden, split) for each, n in layers.items()) * item,
+        experts=sum(
+            n * (_router(each, hidden) * exact_item + _experts(each, hidden, split) * item)
+            for each, n in layers.items()
+        ),
+        norms=(norms * len(config.layers) + 1) * hidden * exact_item,
     )
 
 
@@ -92,9 +95,16 @@ def _attention(layer: LayerConfig, hidden: int, split: Split) -> int:
     kv_heads = share(own.kv_heads, 0, split.tensor).size
     stacked, inner = (heads + 2 * kv_heads) * own.head_dim, heads * own.head_dim
     elements = _linear(hidden, stacked, own.qkv_bias) + _linear(inner, hidden, own.output_bias)
-    if own.qk_norm:
-        elements += (heads + kv_heads) * own.head_dim
     return elements + (heads if own.sinks else 0)
+
+
+def _head_norms(layer: LayerConfig, split: Split) -> int:
+    """Of queries and keys, or of latents."""
+    own = layer.attention
+    if isinstance(own, LatentAttention):
+        return own.kv_rank + (own.query_rank or 0)
+    kv_heads = share(own.kv_heads, 0, split.tensor).size
+    return (own.heads // split.tensor + kv_heads) * own.head_dim if own.qk_norm else 0
 
 
 def _latent(own: LatentAttention, heads: int, hidden: int) -> int:
@@ -103,9 +113,9 @@ def _latent(own: LatentAttention, heads: int, hidden: int) -> int:
     if own.query_rank is None:
         queries = _linear(hidden, heads * width, False)
     else:
-        down = _linear(hidden, own.query_rank, own.bias) + own.query_rank
+        down = _linear(hidden, own.query_rank, own.bias)
         queries = down + _linear(own.query_rank, heads * width, False)
-    latent = _linear(hidden, own.kv_rank + own.rope_dim, own.bias) + own.kv_rank
+    latent = _linear(hidden, own.kv_rank + own.rope_dim, own.bias)
     keys_values = own.kv_rank * heads * (own.nope_dim + own.value_dim)
     return queries + latent + keys_values + _linear(heads * own.value_dim, hidden, own.bias)
 
@@ -151,7 +161,7 @@ def parameters(config: ModelConfig) -> int:
         for own in (layer.attention for layer in config.layers)
         if isinstance(own, HeadAttention) and own.qk_norm  # kept for each head, one for all
     )
-    return rank_weights(config, Split(), 1, router_item=1).total - repeated
+    return rank_weights(config, Split(), 1, exact_item=1).total - repeated
 
 
 def rule_of_thumb(num_parameters: int, item: int) -> float:

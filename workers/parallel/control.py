@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 Line: TypeAlias = dict[str, Any]
 
+MAX_LINE = 1 << 20  # bytes: more is no line of ours
 VANISHED_S = 10.0  # a host that answers nothing for so long is gone
 MOST_FDS = 8
 _UNIX = "unix:"
@@ -67,6 +68,11 @@ class Wire:
     def fileno(self) -> int:
         return self._wire.fileno()
 
+    @property
+    def own_host(self) -> str | None:
+        """The address of this end; None where both are on one host."""
+        return None if self._here else str(self._wire.getsockname()[0])
+
     def send(self, line: Line, fds: tuple[int, ...] = ()) -> None:
         """Raises Gone."""
         data = json.dumps(line).encode() + b"\n"
@@ -97,6 +103,8 @@ class Wire:
                 self.fds += struct.unpack(f"{len(packed) // 4}i", packed)
         line, newline, rest = self._buffer.partition(b"\n")
         if not newline:
+            if len(line) > MAX_LINE:
+                raise Gone("no line ends here")
             return None
         self._buffer = rest
         decoded: Line = json.loads(line)

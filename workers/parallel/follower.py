@@ -44,6 +44,11 @@ class Leader:
         assert line["say"] == what, f"{line['say']!r} instead of {what!r}"
         return line
 
+    @property
+    def own_host(self) -> str | None:
+        """This host's address on the way to the leader; None where it is the leader's host."""
+        return self._wire.own_host
+
     def take_fds(self) -> tuple[int, ...]:
         """Descriptors that came with lines, in their order; now the caller's."""
         fds, self._wire.fds = tuple(self._wire.fds), []
@@ -67,8 +72,6 @@ class Leader:
                 line = self._wire.receive(BEAT_S / 2)
                 if line is None:
                     self._send({"say": "beat"})
-                elif line["say"] == "stop":
-                    _leave(0)
                 else:
                     self._heard.put(line)
         except Gone:
@@ -80,6 +83,8 @@ def follow(invitation: Invitation) -> NoReturn:
     # Here and not above: whoever is no longer wanted has left before libraries are read.
     from workers.runner.part import serve_part
 
+    form = f"%(asctime)s %(name)s rank {invitation.rank}: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form)
     try:
         wire = connect(invitation.address, CONNECT_S)
         wire.send({"say": "hello", "rank": invitation.rank, "token": invitation.token})
@@ -102,9 +107,6 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_argument("--parent", type=int, required=True, help="process id")
     args = parser.parse_args(argv)
     _die_with(args.parent)
-    logging.basicConfig(
-        level=logging.INFO, format=f"%(asctime)s %(name)s rank {args.rank}: %(message)s"
-    )
     follow(Invitation(args.rank, args.leader, os.environ[TOKEN]))
 
 

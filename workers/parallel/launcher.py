@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 TOKEN = "KVASIR_RANK_TOKEN"
-KILL_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,21 +27,36 @@ class RankProcess(Protocol):
         """Why it is not there any more; None while it is."""
 
     def kill(self) -> None:
-        """At once; returns when it is gone. Idempotent."""
+        """At once; ended() tells when it is gone. Idempotent, and waits for nothing."""
 
 
 class RankLauncher(Protocol):
+    """For one replica."""
+
+    host: str | None  # where followers of other hosts reach this one; None: all are on it
+
+    def reserve(self, ranks: int, on_gpu: bool) -> None:
+        """Room for the leader and the others, before any is started. Raises ConfigError."""
+
     def start(self, invitation: Invitation) -> RankProcess:
         """Has a process call workers.parallel.follower.follow(invitation). Raises OSError."""
+
+    def close(self) -> None:
+        """Gives back what was reserved, once all that was started is gone. Idempotent."""
 
 
 class ProcessLauncher:
     """Plain processes. They ask the kernel to kill them when the thread that called start() is
     gone: it must be one that lives as long as they shall."""
 
-    def __init__(self, envs: Sequence[Mapping[str, str]]) -> None:
-        """`envs`: what each rank, from 1 on, has on top of the leader's environment."""
+    def __init__(self, envs: Sequence[Mapping[str, str]], host: str | None = None) -> None:
+        """`envs`: what each rank, from 1 on, has on top of the leader's environment. `host`: an
+        address of this machine to speak over, as if they were on others."""
+        self.host = host
         self._envs = envs
+
+    def reserve(self, ranks: int, on_gpu: bool) -> None:
+        assert len(self._envs) == ranks - 1
 
     def start(self, invitation: Invitation) -> RankProcess:
         module = ("-m", "workers.parallel.follower")
@@ -56,6 +69,9 @@ class ProcessLauncher:
                 start_new_session=True,  # Ctrl-C in the terminal is the leader's
             )
         )
+
+    def close(self) -> None:
+        pass
 
 
 class _Child:
@@ -71,5 +87,3 @@ class _Child:
 
     def kill(self) -> None:
         self._process.kill()  # a stopped process dies of it too
-        with contextlib.suppress(subprocess.TimeoutExpired):  # the kernel holds it: not ours to end
-            self._process.wait(KILL_S)

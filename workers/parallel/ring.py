@@ -105,10 +105,11 @@ class RingSender:
         """Until there is room."""
         while not self._free:
             if not _rings(self._room, self._room_bell, until - self._clock.now()):
-                late = [rank for rank, tail in enumerate(self._tails(), 1) if tail < self._head]
-                raise Unavailable(
-                    f"rank {late[0]} has not read for {self._deadline_s:.0f} s what the leader says"
-                )
+                last = min(self._tails())
+                if self._head - last == self._ring.capacity:
+                    late = self._tails().index(last) + 1
+                    waited = f"{self._deadline_s:.0f} s"
+                    raise Unavailable(f"rank {late} has not read for {waited} what the leader says")
             self._free = self._ring.capacity - (self._head - min(self._tails()))
 
     def _tails(self) -> list[int]:

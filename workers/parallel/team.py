@@ -21,9 +21,10 @@ T = TypeVar("T")
 
 BEAT_S = 1.0
 SILENCE_S = 2.75  # without a beat a rank counts as dead, hung or stopped
+LOADING_S = 10.0  # ... until it is ready: reading a library may hold its interpreter for seconds
 START_S = 120.0  # from its process' start to its first word: libraries are read from the disk
 TICK_S = 0.25
-STOP_S = 2.0
+KILL_S = 5.0  # a process that the kernel holds for longer is not ours to end
 FAULTS: tuple[type[KvasirError], ...] = (CheckpointError, ConfigError)
 
 # What a follower of this rank is told first, and the descriptors that go with it.
@@ -51,10 +52,9 @@ class Team:
         launcher: RankLauncher,
         plan: Plan,
         *,
-        host: str | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """`host`: where followers of other machines reach us; None: all are on this one."""
+        """`launcher` is closed with the team. Raises OSError where its host is not ours."""
         self.loss: Future[KvasirError] = Future()
         self._launcher = launcher
         self._plan = plan
@@ -64,8 +64,8 @@ class Team:
         self._token = secrets.token_hex(16)
         self._changed = threading.Condition()
         self._closing = False
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
-        self._listener, self._address = listen(host)
+        self._wake: int | None = os.eventfd(0, os.EFD_CLOEXEC)  # None: the watch has ended
+        self._listener, self._address = listen(launcher.host)
         self._thread = threading.Thread(target=self._watch, name="kvasir-ranks", daemon=True)
         self._thread.start()
 
@@ -88,13 +88,6 @@ class Team:
                     f"rank {missing()[0]} has not said {what!r} for {timeout_s:.0f} s"
                 )
             return [self._ranks[rank].said[what] for rank in range(1, self._size + 1)]
-
-    def tell(self, line: Line) -> None:
-        """To each follower; who cannot hear it is noticed by the watch."""
-        for rank in self._ranks.values():
-            if rank.wire is not None:
-                with contextlib.suppress(Gone):
-                    rank.wire.send(line)
 
     def guard(self, work: Callable[[], T]) -> T:
         """work(), on a thread that is left behind when a rank is lost meanwhile, as it may wait
@@ -139,24 +132,31 @@ class Team:
             if not self.loss.done() and not self._closing:
                 self.loss.set_result(error)
             self._changed.notify_all()
-        os.eventfd_write(self._wake, 1)
+            self._wake_watch()
 
     def close(self) -> None:
-        """Idempotent. Followers are asked to leave, then killed."""
+        """Idempotent. Followers are killed: they have nothing that is not the leader's too."""
         with self._changed:
             self._closing = True
-        self.tell({"say": "stop"})
-        os.eventfd_write(self._wake, 1)
-        self._thread.join(STOP_S * (1 + self._size))
+            self._wake_watch()
+        self._thread.join(2 * KILL_S)
+
+    def _wake_watch(self) -> None:
+        """With the lock held."""
+        if self._wake is not None:
+            os.eventfd_write(self._wake, 1)
 
     # -- on the watch's thread -------------------------------------------------------------------
 
     def _watch(self) -> None:
         selector = selectors.DefaultSelector()
         selector.register(self._listener, selectors.EVENT_READ)
+        assert self._wake is not None
         selector.register(self._wake, selectors.EVENT_READ)
         try:
             for rank in range(1, self._size + 1):
+                if self._closing:
+                    break
                 invitation = Invitation(rank, self._address, self._token)
                 self._ranks[rank] = _Rank(self._launcher.start(invitation))
             last = self._clock.now()
@@ -170,9 +170,11 @@ class Team:
                 last = now
         except OSError as error:
             self.give_up(Unavailable(f"a rank cannot be started: {error}"))
+        except Exception as error:  # the edge of the thread: who waits for ranks must know
+            self.give_up(Unavailable(f"watching the ranks failed: {error!r}"))
+            raise
         finally:
-            self._end()
-            selector.close()
+            self._end(selector)
 
     def _hear(self, source: object, selector: selectors.BaseSelector) -> None:
         if source is self._listener:
@@ -219,7 +221,7 @@ class Team:
                 if reason is None and rank.silence > START_S:
                     reason = f"said nothing for {START_S:.0f} s"
             else:
-                silent = rank.silence > SILENCE_S
+                silent = rank.silence > (SILENCE_S if "ready" in rank.said else LOADING_S)
                 reason = f"is silent for {rank.silence:.1f} s" if silent else None
             if reason is not None:
                 self._lose(number, reason)
@@ -237,19 +239,24 @@ class Team:
     def _lose(self, number: int, reason: str) -> None:
         self.give_up(Unavailable(f"rank {number} of {self._size + 1} is lost: {reason}"))
 
-    def _end(self) -> None:
-        until = self._clock.now() + (0.0 if self.loss.done() else STOP_S)
-        pause = threading.Event()
+    def _end(self, selector: selectors.BaseSelector) -> None:
         ranks = self._ranks.values()
-        told = [rank.process for rank in ranks if rank.wire is not None]
-        while any(each.ended() is None for each in told) and self._clock.now() < until:
-            pause.wait(0.01)
         for rank in ranks:
             rank.process.kill()
-        for rank in ranks:
-            if rank.wire is not None:
-                rank.wire.close()
+        until = self._clock.now() + KILL_S
+        pause = threading.Event()
+        while any(rank.process.ended() is None for rank in ranks) and self._clock.now() < until:
+            pause.wait(0.01)
+        for key in list(selector.get_map().values()):
+            if isinstance(key.fileobj, Wire):  # invited or not
+                key.fileobj.close()
+        selector.close()
         self._listener.close()
+        self._launcher.close()
+        with self._changed:
+            wake, self._wake = self._wake, None
+        if wake is not None:
+            os.close(wake)
 
 
 def _error(number: int, line: Line) -> KvasirError:

@@ -7,8 +7,10 @@ blocked: a group that failed is of no more use.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +24,7 @@ from workers.parallel.layout import Layout
 
 CONNECT = datetime.timedelta(seconds=30)  # for all ranks of a group to meet
 ROOT = 0
+NOTHING_TAG = 1 << 20  # nobody sends
 
 
 class TorchGroup:
@@ -67,6 +70,18 @@ class TorchGroup:
         self._do(self._backend.alltoall_base, out, x.contiguous(), list(received), list(sent))
         return out
 
+    def abandon(self) -> None:
+        """Whoever waits in it, on whatever thread, gets Unavailable."""
+        if not self._waits:
+            self._backend.abort()
+            return
+        # One wait that runs into its deadline ends all: there is no other way to end Gloo's.
+        nothing, other = torch.empty(1, dtype=torch.uint8), (self.rank + 1) % self.size
+        with contextlib.suppress(RuntimeError):
+            self._backend.recv([nothing], other, NOTHING_TAG).wait(
+                datetime.timedelta(milliseconds=1)
+            )
+
     def _do(self, collective: Any, *arguments: Any) -> None:
         try:
             collective(*arguments).wait(*self._waits)
@@ -85,6 +100,12 @@ class Rendezvous:
         self._store = store
         self._host = host
         self._rank = rank
+        self._made: list[TorchGroup] = []
+
+    def abandon(self) -> None:
+        """All groups made so far, where a rank is lost: a host that vanished closes nothing."""
+        for group in self._made:
+            group.abandon()
 
     def group(
         self, name: str, members: Sequence[int], device: torch.device, deadline_s: float
@@ -97,13 +118,18 @@ class Rendezvous:
         store = dist.PrefixStore(name, self._store)  # type: ignore[attr-defined]
         try:
             if device.type == "cuda":
-                return TorchGroup(_nccl(store, rank, size, device, deadline_s), rank, size, None)
-            return TorchGroup(
-                _gloo(store, rank, size, self._host, deadline_s), rank, size, deadline_s
-            )
+                # With its index: NCCL would connect once more for the device that tensors name.
+                device = torch.device("cuda", torch.cuda.current_device())
+                nccl = _nccl(store, rank, size, device, deadline_s)
+                made = TorchGroup(nccl, rank, size, None)
+            else:
+                gloo = _gloo(store, rank, size, self._host, deadline_s)
+                made = TorchGroup(gloo, rank, size, deadline_s)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise Unavailable(f"rank {self._rank} cannot join {name}: {reason}") from error
+        self._made.append(made)
+        return made
 
     def ranks(self, layout: Layout, device: torch.device, deadline_s: float) -> Ranks:
         """The groups that steps need. Every rank makes them in the same order."""
@@ -121,8 +147,14 @@ class Rendezvous:
 
 
 def leader_store(host: str) -> Any:
-    """On a free port of `host`: see its .port."""
-    return dist.TCPStore(host, 0, None, True, CONNECT, wait_for_workers=False)  # type: ignore[attr-defined]
+    """On a free port of `host`, see its .port, and of no other address. Raises OSError."""
+    listener = socket.create_server((host, 0))
+    port = listener.getsockname()[1]
+    return dist.TCPStore(  # type: ignore[attr-defined]
+        *(host, port, None, True, CONNECT),
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
 
 
 def follower_store(host: str, port: int) -> Any:

@@ -12,10 +12,12 @@ from workers.attention.backend import AttentionBackend
 from workers.attention.context import ForwardContext
 from workers.attention.kv_cache import KVCache
 from workers.layers.expert_load import ExpertBalance, ExpertBalancer
+from workers.layers.experts import ExpertsFeedForward
 from workers.models.decoder import Decoder
 from workers.parallel.group import SINGLE, Ranks
 from workers.runner.cuda_graphs import Capture, DecodeGraphs
 from workers.runner.inputs import StepInputs, pack, to_device
+from workers.sampling.sampled import UNUSABLE
 
 
 class Forward:
@@ -27,8 +29,13 @@ class Forward:
         cache: KVCache,
         backend: AttentionBackend,
         ranks: Ranks = SINGLE,
+        *,
+        step_tokens: int = 2,
     ) -> None:
+        """`step_tokens`: the most that a step is expected to have."""
         self.decoder = decoder
+        self._step_tokens = step_tokens
+        self._shards = ranks.shards.size
         self.cache = cache
         self._backend = backend
         self._ranks = ranks
@@ -44,10 +51,12 @@ class Forward:
         counts = [part.num_sampled for part in parts]
         if any(part.num_awaited for part in parts):  # the leader alone knows what it sampled
             self._sampled = self._ranks.world.broadcast(self._sampled)
-        logits = self._own_logits(parts[self._ranks.shards.rank])
+        sampled = self._sampled
+        # Should this step fail, who awaits its tokens gets what is nobody's.
+        self._sampled = sampled.new_full((sum(counts),), UNUSABLE)
+        logits = self._own_logits(parts[self._ranks.shards.rank], sampled)
         if len(parts) > 1 and any(counts):
             logits = self._gathered(logits, counts)
-        self._sampled = self._sampled.new_empty(sum(counts))
         return logits
 
     def balance_experts(self) -> ExpertBalance | None:
@@ -58,6 +67,13 @@ class Forward:
         """What the last step sampled, int64 [n] on the device, shard after shard: the next may
         continue with it."""
         self._sampled = sampled
+
+    @property
+    def capturable(self) -> bool:
+        """Whether decode steps may be CUDA graphs: neither the host nor another rank is waited for
+        in their midst."""
+        mixtures = [m for m in self.decoder.modules() if isinstance(m, ExpertsFeedForward)]
+        return self._ranks.world.size == 1 and all(layer.capturable for layer in mixtures)
 
     def use_graphs(self, capture: Capture, most_rows: int, most_tokens: int) -> None:
         """Decode steps of up to `most_rows` sequences of `most_tokens` are captured by warm_up."""
@@ -71,18 +87,13 @@ class Forward:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """A step of two tokens on each shard: lazy initialisation happens before the first request.
-        All ranks together."""
-        inputs = pack(
-            token_ids=[0, 0],
-            positions=[0, 1],
-            slots=[0, 1],
-            sample_rows=[1],
-            tables=[array("i", [0, 1])],
-            starts=[0, 2],
-            lengths=[2],
-        )
-        self.run([inputs] * self._ranks.shards.size)
+        """Steps on each shard, so that what is initialised or compiled late is so before the first
+        request. All ranks together."""
+        room = self.cache.num_blocks * self.cache.shape.block_size
+        # Kernels for a GPU are compiled for some ranges of sizes.
+        most = self._step_tokens if self.cache.device.type == "cuda" else 2
+        for exponent in range(min(most, room).bit_length()):
+            self.run([_first_tokens(1 << exponent, self.cache.shape.block_size)] * self._shards)
         if self._graphs is not None:
             self._graphs.capture()
 
@@ -92,11 +103,11 @@ class Forward:
         plan = self._backend.plan(context)
         return self.decoder(context.token_ids, context.positions, plan, rows)
 
-    def _own_logits(self, inputs: StepInputs) -> Tensor | None:
+    def _own_logits(self, inputs: StepInputs, sampled: Tensor) -> Tensor | None:
         if not inputs.num_tokens:
             self.decoder.idle()
             return None
-        context = to_device(inputs, self.cache.device, self._sampled)
+        context = to_device(inputs, self.cache.device, sampled)
         states = self._last_states(context)
         return self.decoder.logits(states) if inputs.num_sampled else None
 
@@ -125,3 +136,16 @@ class Forward:
             return None
         shards = every.split(max(counts))
         return torch.cat([rows[:count] for rows, count in zip(shards, counts, strict=True)])
+
+
+def _first_tokens(count: int, block_size: int) -> StepInputs:
+    """A sequence of so many tokens, in the first blocks."""
+    return pack(
+        token_ids=[0] * count,
+        positions=list(range(count)),
+        slots=list(range(count)),
+        sample_rows=[count - 1],
+        tables=[array("i", range(-(-count // block_size)))],
+        starts=[0, count],
+        lengths=[count],
+    )

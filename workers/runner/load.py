@@ -24,7 +24,7 @@ from workers.models.split import check_split
 from workers.parallel.group import SINGLE, Group, Ranks
 from workers.runner.cuda_graphs import CudaCapture
 from workers.runner.forward import Forward
-from workers.runner.memory import available_bytes, count_blocks, kv_shape
+from workers.runner.memory import KV_SHARE, available_bytes, count_blocks, kv_shape
 from workers.runner.model_runner import ModelRunner
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,8 @@ def load_forward(
     free = available_bytes(place)
     if place.type == "cpu":  # ranks of one machine look at the same memory
         free //= ranks.world.size
-    blocks = count_blocks(_each(config, ranks.shards.size), shape, context_length, free)
+    room = _each(config, ranks.shards.size)
+    blocks = count_blocks(room, shape, context_length, free, KV_SHARE[place.type])
     blocks = _fewest(blocks, ranks.world, place)
     log.info(
         "%s: %s, %s kernels, context %d, %d KV blocks of %d tokens (%d MiB)",
@@ -98,8 +99,9 @@ def load_forward(
         shards=ranks.shards.size,
     )
     pages = KVCache(shape, blocks, place)
-    forward = Forward(decoder, pages, pick_backend(pages), ranks)
-    if has_triton(place):  # its attention alone knows what to do with a graph's padding
+    forward = Forward(decoder, pages, pick_backend(pages), ranks, step_tokens=config.step_tokens)
+    # Triton's attention alone knows what to do with a graph's padding.
+    if has_triton(place) and forward.capturable:
         forward.use_graphs(CudaCapture(), config.max_seqs, context_length)
     return info, forward
 

@@ -12,7 +12,9 @@ from workers.core.errors import ConfigError
 from workers.models.architecture import ModelConfig
 from workers.models.kv_layout import kv_layout
 
-KV_SHARE = 4  # one in so many free bytes: others on this machine load too
+# Of the memory that is free once weights are loaded. Others on this machine load too; a GPU is one
+# rank's alone, and needs a little for what a step computes.
+KV_SHARE = {"cpu": 0.25, "cuda": 0.9}
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -47,12 +49,15 @@ def _fields(path: Path) -> dict[str, int]:
     return {name: int(number) for name, number, *_ in lines}
 
 
-def count_blocks(engine: EngineConfig, shape: KVShape, context_length: int, available: int) -> int:
-    """Blocks of the pool. Raises ConfigError where the memory or `kv_tokens` is too small."""
+def count_blocks(
+    engine: EngineConfig, shape: KVShape, context_length: int, available: int, share: float
+) -> int:
+    """Blocks of the pool: without `kv_tokens` as many as `share` of the `available` bytes hold.
+    Raises ConfigError where the memory or `kv_tokens` is too small."""
     if engine.kv_tokens is None:
         full = engine.max_seqs * -(-context_length // shape.block_size)
-        blocks = min(full, available // KV_SHARE // shape.block_bytes)
-        reason = f"a quarter of the {available >> 20} MiB that are free"
+        blocks = min(full, int(available * share) // shape.block_bytes)
+        reason = f"{share:.0%} of the {available >> 20} MiB that are free"
     else:
         blocks = engine.kv_tokens // shape.block_size
         reason = f"kv_tokens {engine.kv_tokens}"

@@ -18,7 +18,7 @@ from workers.runner.inputs import StepInputs, build_parts
 from workers.runner.timer import pick_timer
 from workers.sampling.logits import Row
 from workers.sampling.plan import SamplingPlan
-from workers.sampling.sampled import Sampled
+from workers.sampling.sampled import Computed, Sampled
 from workers.sampling.sampler import Sampler
 
 Parts: TypeAlias = list[StepInputs]  # of each shard
@@ -86,8 +86,8 @@ class ModelRunner:
     def warm_up(self) -> None:
         self._thread.submit(self.forward.warm_up).result()
 
-    def _launch(self, parts: Parts, plan: SamplingPlan | None) -> Sampled | None:
-        """On the model's thread. Waits for no device."""
+    def _launch(self, parts: Parts, plan: SamplingPlan | None) -> Sampled | Computed:
+        """On the model's thread. Waits for no device, unless experts are spread."""
         if self._announce is not None:
             self._announce(parts)
         with torch.inference_mode():
@@ -95,7 +95,7 @@ class ModelRunner:
             logits = self.forward.run(parts)
             self._timer.end()
             if plan is None:
-                return None
+                return Computed(self.forward.cache.device)
             assert logits is not None, "a rank without logits leads"
             sampled = self._sampler.launch(logits, plan)
         self.forward.keep(sampled.tokens)
@@ -105,13 +105,9 @@ class ModelRunner:
         return self.forward.balance_experts()
 
     def _compute(self, parts: Parts, plan: SamplingPlan | None) -> StepOutput:
-        return _output(self._launch(parts, plan))
+        return StepOutput(tuple(self._launch(parts, plan).read()))
 
     @staticmethod
-    def _wait(launched: Future[Sampled | None]) -> StepOutput:
+    def _wait(launched: Future[Sampled | Computed]) -> StepOutput:
         """On the thread that waits for the device."""
-        return _output(launched.result())
-
-
-def _output(sampled: Sampled | None) -> StepOutput:
-    return StepOutput(() if sampled is None else tuple(sampled.read()))
+        return StepOutput(tuple(launched.result().read()))

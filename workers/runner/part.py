@@ -13,7 +13,7 @@ import torch
 from workers.config import EngineConfig
 from workers.models.architecture import ModelConfig
 from workers.models.kv_layout import kv_layout
-from workers.parallel.channel import Bytes, Kind, Receiver
+from workers.parallel.channel import Bytes, GroupReceiver, Kind, Receiver
 from workers.parallel.follower import Leader
 from workers.parallel.group import Group, Ranks
 from workers.parallel.layout import Layout
@@ -27,6 +27,7 @@ from workers.runner.load import load_forward
 # minutes longer to load than another.
 GROUP_S = 600.0
 IDLE_S = 60.0
+LISTEN_S = 365 * 86400.0  # a follower for what its leader says next, where it cannot ask again
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,14 @@ def join(rendezvous: Rendezvous, layout: Layout, device: torch.device) -> Groups
     ranks = rendezvous.ranks(layout, device, GROUP_S)
     copies = rendezvous.group("copies", range(layout.world), device, GROUP_S)
     return Groups(ranks, copies)
+
+
+def line_groups(rendezvous: Rendezvous, layout: Layout, deadline_s: float) -> tuple[Group, Group]:
+    """What the leader says steps and page copies over where followers are on other hosts. All
+    ranks together, after join()."""
+    cpu, everybody = torch.device("cpu"), range(layout.world)
+    steps = rendezvous.group("say/steps", everybody, cpu, deadline_s)
+    return steps, rendezvous.group("say/copies", everybody, cpu, deadline_s)
 
 
 def head_shares(layout: Layout, config: ModelConfig) -> HeadShares:
@@ -73,10 +82,10 @@ def serve_part(leader: Leader) -> NoReturn:
     config = EngineConfig.model_validate(plan["engine"])
     layout = Layout(config.tensor_parallel, config.expert_parallel)
     rank, device = plan["rank"], torch.device(plan["device"])
-    fds = leader.take_fds()
-    steps, copies = RingReceiver(fds[:3], rank - 1), RingReceiver(fds[3:], rank - 1)
     store = follower_store(plan["host"], plan["port"])
-    groups = join(Rendezvous(store, plan["host"], rank), layout, device)
+    rendezvous = Rendezvous(store, leader.own_host or plan["host"], rank)
+    groups = join(rendezvous, layout, device)
+    steps, copies = _hear_from(leader, rank, rendezvous, layout)
     _, forward = load_forward(plan["model"], config, ranks=groups.ranks, device=plan["device"])
     shares = head_shares(layout, forward.decoder.config)
     pages = FollowerPages(forward.cache, shares, rank, groups.copies)
@@ -94,6 +103,17 @@ def serve_part(leader: Leader) -> NoReturn:
         else:
             assert message.kind is Kind.STEP, message.kind
             forward.run(from_wire(message.payload))
+
+
+def _hear_from(
+    leader: Leader, rank: int, rendezvous: Rendezvous, layout: Layout
+) -> tuple[Receiver, Receiver]:
+    """Steps and page copies."""
+    fds = leader.take_fds()
+    if fds:
+        return RingReceiver(fds[:3], rank - 1), RingReceiver(fds[3:], rank - 1)
+    steps, copies = line_groups(rendezvous, layout, LISTEN_S)
+    return GroupReceiver(steps), GroupReceiver(copies)
 
 
 def _copy_pages(copies: Receiver, pages: FollowerPages, leader: Leader) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from functools import partial
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
@@ -23,7 +25,7 @@ from workers.models.config import load_config
 from workers.models.loader import Progress
 from workers.models.resolve import resolve_model
 from workers.models.split import check_split
-from workers.parallel.channel import Kind
+from workers.parallel.channel import GroupSender, Kind, Sender
 from workers.parallel.control import Line
 from workers.parallel.group import Ranks
 from workers.parallel.launcher import ProcessLauncher, RankLauncher
@@ -35,12 +37,15 @@ from workers.parallel.torch_group import Rendezvous, leader_store
 from workers.runner.forward import Forward
 from workers.runner.load import load_forward, load_runner
 from workers.runner.model_runner import ModelRunner, Parts
-from workers.runner.part import head_shares, join, to_wire
+from workers.runner.part import GROUP_S, head_shares, join, line_groups, to_wire
 from workers.transfer.threads import on_thread
 
-HOST = "127.0.0.1"  # plain processes are all on this machine
+HOST = "127.0.0.1"  # where all ranks are on this machine
 LOAD_S = 3600.0  # a rank's weights, whatever they come from
 HELLO_S = 130.0
+CLOSE_S = 5.0
+
+T = TypeVar("T")
 
 
 def load_replica(
@@ -53,8 +58,9 @@ def load_replica(
     measured: Callable[[Ranks], Ranks] | None = None,
 ) -> ModelRunner:
     """A runner of max(tensor_parallel, expert_parallel) ranks: this process is the first of them
-    and starts the others. Else as load_runner; raises Unavailable too, where a rank is lost.
-    `measured` may wrap this rank's groups."""
+    and starts the others, by default as plain processes beside it; `launcher` is closed with them.
+    Else as load_runner; raises Unavailable too, where a rank is lost. On other hosts a path must
+    name the same checkpoint. `measured` may wrap this rank's groups."""
     layout = Layout(config.tensor_parallel, config.expert_parallel)
     if layout.world == 1:
         return load_runner(model, config, device=device, progress=progress)
@@ -64,10 +70,15 @@ def load_replica(
         config = config.model_copy(update={"threads": max(1, cores // layout.world)})
     directory = resolve_model(model)
     # Before processes are started for what cannot be.
-    check_split(load_config(directory), layout.tensor, layout.experts)
-    leader = _Leader(str(directory), config, layout, place)
+    redundant = config.redundant_experts
+    check_split(load_config(directory), layout.tensor, layout.experts, redundant)
     if launcher is None:
         launcher = ProcessLauncher(_follower_env(config, layout, place))
+    name = str(directory.absolute())
+    if launcher.host is not None and not Path(model).expanduser().exists():
+        name = model  # of the hub: each host has a copy of its own
+    leader = _Leader(name, config, layout, place, launcher.host)
+    launcher.reserve(layout.world, place.type == "cuda")
     team = Team(layout.world - 1, launcher, leader.plan)
     try:
         runner = team.guard(partial(leader.load, team, progress, measured))
@@ -82,13 +93,21 @@ class RankedRunner(ModelRunner):
     """Runs each step on all ranks. Once a rank is lost every step fails, those under way too."""
 
     def __init__(
-        self, info: ModelInfo, forward: Forward, pages: PageStore, steps: RingSender, team: Team
+        self,
+        info: ModelInfo,
+        forward: Forward,
+        pages: PageStore,
+        steps: Sender,
+        copies: Sender,
+        team: Team,
     ) -> None:
+        """`steps` and `copies`, which `pages` speaks over, are closed with it."""
         super().__init__(info, forward, announce=self._tell, pages=pages)
         self._steps = steps
+        self._copies = copies
         self._team = team
         self._lost: asyncio.Future[KvasirError] | None = None  # of the loop that asked last
-        self._newest: asyncio.Future[StepOutput] | None = None
+        self._newest: asyncio.Future[Any] | None = None  # of what was given to the model's thread
         self._estimate = StepEstimate()
         self._clock: Clock = SystemClock()
 
@@ -103,21 +122,24 @@ class RankedRunner(ModelRunner):
     def execute(self, batch: Batch) -> Awaitable[StepOutput]:
         if self._team.loss.done():
             return self.fail()
-        step = asyncio.ensure_future(super().execute(batch))
-        step.add_done_callback(_forget)  # it may be left behind
-        before, self._newest = self._newest, step
+        step, before = self._given(super().execute(batch))
         return self._outcome(batch, step, before)
 
     async def balance_experts(self) -> ExpertBalance | None:
         """Raises Unavailable where a rank is lost meanwhile."""
-        balance = asyncio.ensure_future(super().balance_experts())
-        balance.add_done_callback(_forget)
+        balance, _ = self._given(super().balance_experts())
         await self._over(balance, None)
+        await self._answer_for(balance)
         return balance.result()
 
     async def close(self) -> None:
+        idle = self._thread.submit(bool)  # behind all that was given to it
         await super().close()
         await on_thread(self._team.close)
+        await on_thread(wait, [idle], CLOSE_S)
+        if idle.done():  # else a hung thread may still write to them
+            self._steps.close()
+            self._copies.close()
 
     def _tell(self, parts: Parts) -> None:
         self._steps.send(Kind.STEP, *to_wire(parts))
@@ -130,11 +152,10 @@ class RankedRunner(ModelRunner):
         self,
         batch: Batch,
         step: asyncio.Future[StepOutput],
-        before: asyncio.Future[StepOutput] | None,
+        before: asyncio.Future[Any] | None,
     ) -> StepOutput:
-        if (
-            before is not None and not before.done()
-        ):  # its time counts from when the ranks are free for it
+        # Its time counts from when the ranks are free for it.
+        if before is not None and not before.done():
             await self._over(before, None)
         began = self._clock.now()
         limit = self._estimate.limit(batch)
@@ -142,14 +163,24 @@ class RankedRunner(ModelRunner):
             stuck = f"a step of {batch.num_tokens} tokens is stuck for {limit:.0f} s"
             self._team.give_up(Unavailable(stuck))
             await self.fail()
-        error = step.exception()
+        await self._answer_for(step)
+        self._estimate.learn(batch, self._clock.now() - began)
+        return step.result()
+
+    def _given(self, work: Awaitable[T]) -> tuple[asyncio.Future[T], asyncio.Future[Any] | None]:
+        """It, and what was given to the model's thread before it."""
+        given = asyncio.ensure_future(work)
+        given.add_done_callback(_forget)  # it may be left behind
+        before, self._newest = self._newest, given
+        return given, before
+
+    async def _answer_for(self, work: asyncio.Future[Any]) -> None:
+        """Work that failed ends the team: the others wait for this rank in the middle of it."""
+        error = work.exception()
         if isinstance(error, Unavailable):
             raise await on_thread(self._team.blame, error)
         if error is not None and not isinstance(error, KvasirError):
-            # The others wait for this rank in the middle of the step.
             self._team.give_up(Unavailable(f"the leader's part of a step failed: {error}"))
-        self._estimate.learn(batch, self._clock.now() - began)
-        return step.result()
 
     async def _over(self, step: asyncio.Future[Any], limit_s: float | None) -> bool:
         """Whether it is, within `limit_s`. Raises the loss of a rank meanwhile."""
@@ -173,27 +204,39 @@ class _Leader:
     """What is made before the followers start, and what they are told."""
 
     def __init__(
-        self, directory: str, config: EngineConfig, layout: Layout, device: torch.device
+        self,
+        model: str,
+        config: EngineConfig,
+        layout: Layout,
+        device: torch.device,
+        host: str | None,
     ) -> None:
-        self._directory = directory
+        """`host`: where followers of other hosts reach this one; None: there are none. Raises
+        ConfigError where it is not an address of this host."""
+        self._model = model
         self._config = config
         self._layout = layout
         self._device = device
-        self._store = leader_store(HOST)
-        self._steps = RingSender(layout.world - 1)
-        self._copies = RingSender(layout.world - 1)
+        self._host = host or HOST
+        self._rings: tuple[RingSender, ...] = ()
+        if host is None:
+            self._rings = RingSender(layout.world - 1), RingSender(layout.world - 1)
+        try:
+            self._store = leader_store(self._host)
+        except OSError as error:
+            raise ConfigError(f"ranks cannot meet at {self._host}: {error.strerror}") from error
 
     def plan(self, rank: int) -> tuple[Line, tuple[int, ...]]:
         line = {
             "say": "plan",
             "rank": rank,
-            "model": self._directory,
+            "model": self._model,
             "engine": self._config.model_dump(),
             "device": self._device.type,
-            "host": HOST,
+            "host": self._host,
             "port": self._store.port,
         }
-        return line, (*self._steps.ends(rank - 1), *self._copies.ends(rank - 1))
+        return line, tuple(end for ring in self._rings for end in ring.ends(rank - 1))
 
     def load(
         self,
@@ -203,17 +246,22 @@ class _Leader:
     ) -> RankedRunner:
         """This rank's part, while the others load theirs."""
         team.collect("hello", HELLO_S)
-        groups = join(Rendezvous(self._store, HOST, 0), self._layout, self._device)
+        rendezvous = Rendezvous(self._store, self._host, 0)
+        team.loss.add_done_callback(lambda _: _on_its_own(rendezvous.abandon))
+        groups = join(rendezvous, self._layout, self._device)
+        steps, copies = self._rings or map(
+            GroupSender, line_groups(rendezvous, self._layout, GROUP_S)
+        )
         info, forward = load_forward(
-            self._directory,
+            self._model,
             self._config,
             ranks=groups.ranks if measured is None else measured(groups.ranks),
             device=self._device.type,
             progress=progress,
         )
         shares = head_shares(self._layout, forward.decoder.config)
-        pages = RankedPages(forward.cache, shares, self._copies, groups.copies)
-        return RankedRunner(info, forward, pages, self._steps, team)
+        pages = RankedPages(forward.cache, shares, copies, groups.copies)
+        return RankedRunner(info, forward, pages, steps, copies, team)
 
 
 def _follower_env(
@@ -241,6 +289,11 @@ def _pass_on(
 
     with contextlib.suppress(RuntimeError):  # that loop is closed: nobody waits any more
         loop.call_soon_threadsafe(settle)
+
+
+def _on_its_own(work: Callable[[], None]) -> None:
+    """The team's thread waits for nothing."""
+    threading.Thread(target=work, name="kvasir-abandon", daemon=True).start()
 
 
 def _forget(step: asyncio.Future[Any]) -> None:

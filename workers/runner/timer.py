@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from typing import Protocol
 
@@ -36,11 +37,13 @@ class HostTimer:
 
 
 class CudaTimer:
-    """Events on the current stream."""
+    """Events on the current stream. Any thread may read."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
+        self._began = torch.cuda.Event(enable_timing=True)
         self._open: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+        self._collecting = threading.Lock()
 
     @property
     def seconds(self) -> float:
@@ -49,17 +52,20 @@ class CudaTimer:
 
     def begin(self) -> None:
         self._collect()  # here too: nobody may ever ask
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        began.record()
-        self._open.append((began, ended))
+        self._began = torch.cuda.Event(enable_timing=True)
+        self._began.record()
 
     def end(self) -> None:
-        self._open[-1][1].record()
+        """Not called for what raised: that is forgotten."""
+        ended = torch.cuda.Event(enable_timing=True)
+        ended.record()
+        self._open.append((self._began, ended))
 
     def _collect(self) -> None:
-        while self._open and self._open[0][1].query():
-            began, ended = self._open.popleft()
-            self._seconds += began.elapsed_time(ended) / 1e3
+        with self._collecting:
+            while self._open and self._open[0][1].query():
+                began, ended = self._open.popleft()
+                self._seconds += began.elapsed_time(ended) / 1e3
 
 
 def pick_timer(device: torch.device) -> Timer:

@@ -66,6 +66,19 @@ class Sampled:
         )
 
 
+class Computed:
+    """In place of Sampled, of a step that samples nothing: it is over all the same only when the
+    device has written its pages."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._over = _recorded(device)
+
+    def read(self) -> list[Choice]:
+        if self._over is not None:
+            self._over.synchronize()
+        return []
+
+
 def _with_logprobs(tokens: Tensor, logits: Tensor, wanted: list[tuple[int, int]]) -> Tensor:
     """uint8: tokens; the alternatives of each row that wants any; for each row that wants logprobs
     the chosen token's (of the model's own distribution), then those of its alternatives."""
@@ -88,6 +101,13 @@ def _to_host(data: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         return data, None
     host = torch.empty_like(data, device="cpu", pin_memory=True)
     host.copy_(data, non_blocking=True)
-    copied = torch.cuda.Event()
-    copied.record(torch.cuda.current_stream(data.device))
-    return host, copied
+    return host, _recorded(data.device)
+
+
+def _recorded(device: torch.device) -> torch.cuda.Event | None:
+    """What says that everything asked of the device so far is done; None: it is."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event

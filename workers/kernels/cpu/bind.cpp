@@ -71,15 +71,16 @@ Tensor linear_op(const Tensor& x, const Tensor& packed, const Maybe& bias, int64
 Tensor add_rms_norm_op(const Maybe& x, Tensor& residual, const Tensor& weight, double eps) {
   long rows = residual.size(0), width = residual.size(1);
   check(residual.is_contiguous() && weight.numel() == width &&
-            weight.scalar_type() == residual.scalar_type(),
-        "residual must be [T, W], weight [W]");
+            weight.scalar_type() == at::kFloat,
+        "residual must be [T, W], weight float32 [W]");
   check(!x || (x->is_contiguous() && x->sizes() == residual.sizes() &&
                x->scalar_type() == residual.scalar_type()),
         "x must be like residual");
   Tensor out = at::empty_like(residual);
   with_type(residual, [&](auto null) {
     using T = TYPE(null);
-    add_rms_norm(data<T>(x), data<T>(residual), data<T>(weight), float(eps), rows, width, data<T>(out));
+    add_rms_norm(data<T>(x), data<T>(residual), data<float>(weight), float(eps), rows, width,
+                 data<T>(out));
   });
   return out;
 }
@@ -92,12 +93,12 @@ void rotate_op(Tensor& heads, const Tensor& cos, const Tensor& sin, const Maybe&
             cos.numel() == rows * dim / 2 && sin.numel() == cos.numel(),
         "cos and sin must be float32 [T, D / 2]");
   check(!weight || (weight->is_contiguous() && weight->numel() == count * dim &&
-                    weight->scalar_type() == heads.scalar_type()),
-        "weight must be [H, D]");
+                    weight->scalar_type() == at::kFloat),
+        "weight must be float32 [H, D]");
   with_type(heads, [&](auto null) {
     using T = TYPE(null);
-    rotate(data<T>(heads), heads.stride(0), data<float>(cos), data<float>(sin), data<T>(weight),
-           float(eps), rows, count, dim);
+    rotate(data<T>(heads), heads.stride(0), data<float>(cos), data<float>(sin),
+           data<float>(weight), float(eps), rows, count, dim);
   });
 }
 

@@ -16,10 +16,10 @@ float mean_square(const T* x, long width) {
 }
 
 template <class T>
-void scale_row(const T* x, const T* weight, float scale, long width, T* out) {
+void scale_row(const T* x, const float* weight, float scale, long width, T* out) {
   long j = 0;
   for (; j + kLanes <= width; j += kLanes) store(out + j, load(x + j) * scale * load(weight + j));
-  for (; j < width; j++) put(out + j, to_float(x[j]) * scale * to_float(weight[j]));
+  for (; j < width; j++) put(out + j, to_float(x[j]) * scale * weight[j]);
 }
 
 template <class T>
@@ -41,7 +41,7 @@ void rotate_head(T* head, const float* cos, const float* sin, long half) {
 }  // namespace
 
 template <class T>
-void add_rms_norm(const T* x, T* residual, const T* weight, float eps, long rows, long width,
+void add_rms_norm(const T* x, T* residual, const float* weight, float eps, long rows, long width,
                   T* out) {
   parallel(rows, 1 + kGrain / width, [&](long begin, long end) {
     for (long i = begin; i < end; i++) {
@@ -59,8 +59,8 @@ void add_rms_norm(const T* x, T* residual, const T* weight, float eps, long rows
 }
 
 template <class T>
-void rotate(T* heads, long stride, const float* cos, const float* sin, const T* weight, float eps,
-            long rows, long num_heads, long head_dim) {
+void rotate(T* heads, long stride, const float* cos, const float* sin, const float* weight,
+            float eps, long rows, long num_heads, long head_dim) {
   long half = head_dim / 2;
   parallel(rows, 1 + kGrain / (num_heads * head_dim), [&](long begin, long end) {
     for (long i = begin; i < end; i++)
@@ -96,8 +96,9 @@ void silu_mul(const T* gate_up, long rows, long inner, T* out) {
 }
 
 #define FOR(T)                                                                                    \
-  template void add_rms_norm(const T*, T*, const T*, float, long, long, T*);                      \
-  template void rotate(T*, long, const float*, const float*, const T*, float, long, long, long); \
+  template void add_rms_norm(const T*, T*, const float*, float, long, long, T*);                  \
+  template void rotate(T*, long, const float*, const float*, const float*, float, long, long,     \
+                       long);                                                                    \
   template void silu_mul(const T*, long, long, T*);
 FOR(float)
 FOR(bf16)

@@ -42,9 +42,9 @@ void linear(const bf16* x, long x_stride, long rows, long inputs, const bf16* pa
 
 // elementwise.cpp; T is float or bf16
 template <class T>
-void add_rms_norm(const T* x, T* residual, const T* weight, float eps, long rows, long width, T* out);
+void add_rms_norm(const T* x, T* residual, const float* weight, float eps, long rows, long width, T* out);
 template <class T>
-void rotate(T* heads, long stride, const float* cos, const float* sin, const T* weight, float eps,
+void rotate(T* heads, long stride, const float* cos, const float* sin, const float* weight, float eps,
             long rows, long num_heads, long head_dim);
 template <class T>
 void silu_mul(const T* gate_up, long rows, long inner, T* out);
