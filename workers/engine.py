@@ -23,6 +23,7 @@ from workers.core.validation import check_params
 from workers.core.waits import happens, to_the_end
 from workers.text import TextStream, Tokenizer
 
+CLOSE_S = 3.0  # a step cannot be stopped, and may hang
 WARMUP_STEPS = 3  # of each kind; allocation and caches make them slow, the latency model skips them
 
 
@@ -203,8 +204,9 @@ class Engine:
                 await self._blocked()
 
     async def close(self) -> None:
-        """After serve() or the last step() has ended; waits for what is still under way."""
-        await asyncio.gather(*(step.output for step in self._under_way), return_exceptions=True)
+        """After serve() or the last step() has ended. What is still under way has a little time."""
+        if self._under_way:
+            await asyncio.wait([step.output for step in self._under_way], timeout=CLOSE_S)
         await self.runner.close()
 
     def check_integrity(self) -> None:

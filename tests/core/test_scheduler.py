@@ -510,3 +510,24 @@ def test_who_waits_for_pages_gets_those_of_a_step_that_failed_after_all_had_left
         await asyncio.wait_for(waits, 1)
 
     run_virtual(scene())
+
+
+def test_closing_does_not_wait_for_ever_for_a_step_that_hangs() -> None:
+    async def scene() -> None:
+        engine = engine_of(8)
+        device = asyncio.Event()
+
+        async def hangs(batch: Batch) -> StepOutput:
+            await device.wait()
+            raise KvasirError("the device came back")
+
+        engine.runner.execute = hangs  # type: ignore[method-assign]
+        engine.add(request("r", [1, 2, 3], 5))
+        serving = asyncio.create_task(engine.serve())
+        await asyncio.sleep(1)
+        serving.cancel()
+        await asyncio.wait_for(engine.close(), 10)
+        assert not serving.done(), "no step hung"
+        device.set()  # it cannot be stopped otherwise
+
+    run_virtual(scene())
