@@ -177,7 +177,8 @@ async def test_an_aggregated_worker_dies_in_mid_stream_and_the_pair_goes_on() ->
         await until(lambda: bool(alone.calls))
         prefill.state = "ready"
         check_output(asked, await asking)
-        assert len(prefill.calls[0].sequence.token_ids) == len(asked.token_ids) + 3
+        arrived = len(prefill.calls[0].sequence.token_ids) - len(asked.token_ids)
+        assert 0 <= arrived <= 3  # what was still under way is lost with the connection
         assert len(decode.calls) == 1
         await inside.fleet.quiet()
 
@@ -193,7 +194,8 @@ async def test_a_decode_worker_dies_in_mid_stream_and_the_aggregated_one_goes_on
         alone.state, prefill.state = "ready", "draining"
         check_output(asked, await asking)
         (call,) = alone.calls
-        assert len(call.sequence.token_ids) == len(asked.token_ids) + 3
+        arrived = len(call.sequence.token_ids) - len(asked.token_ids)
+        assert 1 <= arrived <= 3  # the prefill worker's, and what was not lost under way
         await inside.fleet.quiet()
 
 
