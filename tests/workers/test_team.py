@@ -175,6 +175,7 @@ def ends_before_it_comes(actor: Actor) -> None:
 
 def falls_silent(actor: Actor) -> None:
     actor.come()
+    actor.say("ready")  # until then it has longer
     actor.hang()
 
 
