@@ -44,8 +44,6 @@ class BlockPools:
 
     def cached_ids(self) -> list[BlockId]:
         """Every id that can be hit now, in no order."""
-        if len(self.shards) == 1:
-            return self.shards[0].cached_ids()
         return list({block_id for pool in self.shards for block_id in pool.cached_ids()})
 
     def blocks_for(self, num_tokens: int) -> int:

@@ -70,7 +70,7 @@ class Scheduler:
         # worker of both roles it is a reservation that frees those pins.
         if crowd >= self.max_seqs or any(not other.hold for other in self.waiting):
             return False
-        if not self._allocate(seq, spare_each=1):
+        if not self._allocate(seq, beside=(*self.running, *self.reserved)):
             return False
         self._move(seq, S.RESERVED)
         self.reserved.add(seq)
@@ -227,7 +227,7 @@ class Scheduler:
             return False
         if seq.hold and self._pins_too_much(seq):
             return False
-        if not self._allocate(seq, spare_each=0):
+        if not self._allocate(seq):
             return False
         self._move(seq, S.RUNNING)
         self.running.append(seq)
@@ -240,18 +240,18 @@ class Scheduler:
         wanted = self.pool.blocks_for(len(seq.tokens))
         return bool(holding) and pinned + wanted > self.pool.num_blocks // 2
 
-    def _allocate(self, seq: Sequence, *, spare_each: int) -> bool:
-        """Match the prefix cache, then take pages for all tokens, leaving so many to each sequence
-        beside it. The block of the last token is never matched: that token must be computed, and
+    def _allocate(self, seq: Sequence, *, beside: tuple[Sequence, ...] = ()) -> bool:
+        """Match the prefix cache, then take pages for all tokens, leaving one to each sequence
+        `beside` it. The block of the last token is never matched: that token must be computed, and
         not into a page that others read."""
         seq.hasher.extend(seq.tokens)
         ids = seq.hasher.ids[: (len(seq.tokens) - 1) // self.pool.block_size]
         total = self.pool.blocks_for(len(seq.tokens))
-        crowds = Counter(other.shard for other in (*self.running, *self.reserved))
+        crowds = Counter(other.shard for other in beside)
         fitting = []
         for shard, pool in enumerate(self.pool.shards):
             matched = pool.match(ids)
-            if pool.fits(matched, total - len(matched) + spare_each * crowds[shard]):
+            if pool.fits(matched, total - len(matched) + crowds[shard]):
                 # A block that others hold and one that is computed again are alike: where most is
                 # cached, unless that is where everybody is.
                 fitting.append((pool.num_referenced - len(matched), shard, matched))
