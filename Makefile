@@ -66,13 +66,27 @@ serve: install ## start the whole cluster on this machine with the example confi
 chat: install ## talk to a running cluster
 	@exec $(BIN)/kvasir chat
 
+# Tests in virtual time keep one core busy and nothing else, so two may run at once; what starts
+# processes and has deadlines runs alone.
+SIDE_BY_SIDE := tests/arch tests/core tests/sim tests/chaos
+define run_tests
+	@failed=0; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(1) -q -n 2 --dist worksteal $(SIDE_BY_SIDE) || failed=1; \
+	$(BIN)/python -m pytest $(1) -q --durations=15 $(SIDE_BY_SIDE:%=--ignore=%) || failed=1; \
+	exit $$failed
+endef
+
 .PHONY: test
 test: install check $(TRITON) $(RAY) ## what CI runs: checks and every test that is not marked slow
-	$(BIN)/python -m pytest -m "not slow" -q --durations=10
+	$(call run_tests,-m "not slow")
 
 .PHONY: test-all
 test-all: install check $(TRITON) $(RAY) ## the long matrices too
-	$(BIN)/python -m pytest -q --durations=20
+	$(call run_tests,)
+
+.PHONY: test-gpu
+test-gpu: install ## what one GPU can show: kernels, graphs, sampling, transfers with their GB/s
+	$(BIN)/python -m pytest -q -rs tests/workers/gpu
 
 .PHONY: check
 check: install ## ruff and mypy
@@ -91,6 +105,14 @@ PROTOS := common inference worker admin
 proto: install ## regenerate the gRPC stubs in workers/wire
 	$(BIN)/python -m grpc_tools.protoc -Iworkers/wire=proto/kvasir/v1 --python_out=. --pyi_out=. --grpc_python_out=. \
 	  $(PROTOS:%=workers/wire/%.proto)
+
+.PHONY: chaos
+chaos: install ## 10,000 runs with faults in virtual time (SEED=n plays one again; RUNS, JOBS)
+	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED),--runs $(or $(RUNS),10000) $(if $(JOBS),--jobs $(JOBS)))
+
+.PHONY: chaos-live
+chaos-live: install ## real processes under load, killed, frozen, drained (FAULTS, MINUTES)
+	$(BIN)/python -m load_tests.chaos_live --faults $(or $(FAULTS),300) --minutes $(or $(MINUTES),12)
 
 .PHONY: demo-train
 demo-train: install ## train the demo model again (about an hour on 2 cores)

@@ -6,11 +6,12 @@ from types import TracebackType
 
 import grpc
 
-from workers.core.errors import Unavailable
+from workers.core.errors import RequestNotFound, Unavailable
 from workers.wire import admin_pb2 as admin
 from workers.wire import admin_pb2_grpc, worker_pb2
 
 DEADLINE_S = 5.0
+FSCK_DEADLINE_S = 300.0  # it reads every table whole
 
 
 class AdminClient:
@@ -39,9 +40,39 @@ class AdminClient:
         except grpc.RpcError as error:
             raise self._unavailable(error) from None
 
-    def tickets(self) -> worker_pb2.TicketsResponse:
+    def tickets(self) -> admin.ClusterTickets:
         try:
             return self._stub.Tickets(worker_pb2.TicketsRequest(), timeout=DEADLINE_S)
+        except grpc.RpcError as error:
+            raise self._unavailable(error) from None
+
+    def fsck(self, repair: bool) -> admin.FsckResponse:
+        try:
+            return self._stub.Fsck(admin.FsckRequest(repair=repair), timeout=FSCK_DEADLINE_S)
+        except grpc.RpcError as error:
+            raise self._unavailable(error) from None
+
+    def explain_request(self, name: str) -> admin.ExplainRequestResponse:
+        """Raises RequestNotFound too."""
+        try:
+            asked = admin.ExplainRequestRequest(id=name)
+            return self._stub.ExplainRequest(asked, timeout=DEADLINE_S)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                raise RequestNotFound(name) from None
+            raise self._unavailable(error) from None
+
+    def recent_requests(self, limit: int) -> admin.RecentRequestsResponse:
+        try:
+            asked = admin.RecentRequestsRequest(limit=limit)
+            return self._stub.RecentRequests(asked, timeout=DEADLINE_S)
+        except grpc.RpcError as error:
+            raise self._unavailable(error) from None
+
+    def set_slo(self, json: str) -> None:
+        """`json`: the `slo` section of cluster.yaml, checked."""
+        try:
+            self._stub.SetSlo(admin.SetSloRequest(json=json), timeout=DEADLINE_S)
         except grpc.RpcError as error:
             raise self._unavailable(error) from None
 

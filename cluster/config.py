@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     ValidationError,
     model_validator,
@@ -21,6 +22,8 @@ from pydantic import (
 
 from cluster.config_file import ConfigFile, explain
 from router.config import Address, Limits, RouterConfig
+from router.flow.classes import SloConfig
+from router.placement.policies.names import PolicyName
 from workers.config import EngineConfig, TicketTtl, TransportConfig, WorkerConfig
 from workers.core.errors import ConfigError
 from workers.core.hardware import hardware
@@ -88,6 +91,7 @@ class RouterSection(_Section):
     admin: Listen = Address(port=8001)
     metrics_on_http: bool = True
     hardware: Annotated[str, AfterValidator(_known_hardware)] = "cpu"
+    policy: PolicyName = "kvasir"
     limits: Limits = Limits()
 
 
@@ -110,8 +114,10 @@ class ClusterConfig(_Section):
     )
     router: RouterSection = RouterSection()
     redis: RedisSection = RedisSection()
+    slo: SloConfig = SloConfig()
     transport: TransportConfig = TransportConfig()
     ticket_ttl_s: TicketTtl = 10.0
+    grace_s: PositiveFloat = 20.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -170,6 +176,7 @@ class ClusterConfig(_Section):
                 engine=self._engine_of(pool, threads),
                 transport=self.transport,
                 ticket_ttl_s=self.ticket_ttl_s,
+                grace_s=self.grace_s,
             )
             for (pool, index), port in zip(replicas, ports, strict=True)
         ]
@@ -194,8 +201,10 @@ class ClusterConfig(_Section):
             admin=self.router.admin,
             redis_url=redis_url,
             hardware=self.router.hardware,
+            policy=self.router.policy,
             metrics_on_http=self.router.metrics_on_http,
             limits=self.router.limits,
+            slo=self.slo,
         )
 
 

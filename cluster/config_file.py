@@ -129,18 +129,22 @@ def _child(node: yaml.Node | None, step: int | str) -> tuple[yaml.Node, yaml.Nod
 
 def _fields_at(model: type[BaseModel], loc: Loc) -> list[str]:
     """Names of the fields of the model that stands at `loc` below `model`."""
-    for step in loc:
-        if isinstance(step, str):
-            model = _inner_model(model.model_fields[step].annotation)
+    steps = (step for step in loc if isinstance(step, str))
+    for step in steps:
+        annotation = model.model_fields[step].annotation
+        model = _inner_model(annotation)
+        if typing.get_origin(annotation) is dict:
+            next(steps, None)  # the key, which no field is called by
     return list(model.model_fields)
 
 
 def _inner_model(annotation: Any) -> type[BaseModel]:
-    """The model inside `Model`, `tuple[Model, ...]` or `Model | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    assert isinstance(annotation, types.GenericAlias | types.UnionType), annotation
-    return next(_inner_model(arg) for arg in typing.get_args(annotation) if arg is not type(None))
+    """The model inside `Model`, `tuple[Model, ...]`, `dict[str, Model]` or `Model | None`."""
+    if isinstance(annotation, types.GenericAlias | types.UnionType):
+        inner = (arg for arg in typing.get_args(annotation) if arg not in (str, type(None)))
+        return _inner_model(next(inner))
+    assert isinstance(annotation, type) and issubclass(annotation, BaseModel), annotation
+    return annotation
 
 
 def _shown(value: object) -> object:

@@ -16,15 +16,30 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """How a client wants to be treated. `slo_class` None = the default one; `deadline_s`: an answer
+    that begins later, counted from the call, is of no use to it; `priority` orders what waits of
+    one tenant and class, higher first."""
+
+    slo_class: str | None = None
+    tenant: str = ""
+    deadline_s: float | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """`prompt`: text (BOS added where the model has one), token ids (used as they are), or chat
-    messages ({"role", "content"}: the model's template is applied)."""
+    messages ({"role", "content"}: the model's template is applied). `also`: other names that the
+    client has for the request."""
 
     model: str
     prompt: Prompt
     params: SamplingParams
     request_id: str
     cache_salt: str = ""
+    terms: Terms = Terms()
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,24 +17,33 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
-from router.admission import Admission
 from router.api import ModelCard
 from router.config import Address, RouterConfig, read_model_config
 from router.dispatch import Dispatcher
+from router.explain.http import explain_routes
+from router.explain.trails import Trails
+from router.flow.control import FlowControl
+from router.flow.room import PoolRoom
+from router.flow.tuning import EngineTuner
 from router.gateway.app import create_app
 from router.generation import RouterGenerator
 from router.index.expecting import ExpectingIndex
+from router.index.fsck import Fsck
+from router.index.measures import IndexMeasures
 from router.index.prefix import PrefixMirror
 from router.index.redis_log import RedisLog
+from router.index.redis_reader import RedisReader
 from router.latency import LatencyModel, MeasuredStep, RooflineModel
 from router.metrics import CONTENT_TYPE, RouterMetrics
-from router.placement.filters import serves
 from router.placement.placement import Placement
+from router.placement.policies.names import make_policy
 from router.pool import Pool, PoolListener
+from router.rebalance import rebalance
 from router.registry_reader import RegistryReader
 from router.replica import Replica
 from router.service import AdminService, GrpcServer, InferenceService, port_taken
-from workers.core.clock import SystemClock, unix_time
+from router.transfer_times import MeasuredTransfer
+from workers.core.clock import Clock, SystemClock, unix_time
 from workers.core.errors import ConfigError
 from workers.core.hardware import ModelShape, hardware
 from workers.text import Tokenizer
@@ -55,7 +64,7 @@ class Ports:
 
 
 class _LatencyFeed:
-    """A PoolListener that hands measured steps to the latency model."""
+    """A PoolListener that hands measured steps and transfers to the latency model."""
 
     def __init__(self, latency: LatencyModel) -> None:
         self._latency = latency
@@ -66,6 +75,8 @@ class _LatencyFeed:
             for s in load.steps
         ]
         self._latency.observe(replica.id, steps)
+        transfers = [MeasuredTransfer(t.sender, t.num_bytes, t.seconds) for t in load.transfers]
+        self._latency.observe_transfers(replica.id, transfers)
 
     def lost(self, replica: Replica) -> None:
         """A restarted worker runs on the same hardware: what was measured stays."""
@@ -99,29 +110,43 @@ async def serve(
         admin_socket = parts.enter_context(_listen("admin", config.admin))
         grpc = GrpcServer(config.grpc, config.limits.max_body_bytes)
         listeners: list[PoolListener] = [metrics, _LatencyFeed(latency)]
-        pool = await parts.enter_async_context(_connected(config, index, listeners))
-        placement = Placement(latency, random.Random())
+        pool, fsck = await parts.enter_async_context(_connected(config, index, clock, listeners))
+        metrics.registry.register(
+            IndexMeasures(index, lambda: fsck.repairs if fsck is not None else None)
+        )
+        rng = random.Random()
+        placement = Placement(latency, rng, make_policy(config.policy, rng, clock))
         dispatcher = await parts.enter_async_context(
-            Dispatcher(pool, placement, index, config.limits, clock, metrics)
+            Dispatcher(pool, placement, index, latency, config.limits, clock, metrics)
         )
         await parts.enter_async_context(_running(_cut_off(stop, grace_s, dispatcher)))
-        admission = Admission(config.limits.max_requests, lambda: _queue_s(pool, latency))
+        if config.limits.rebalance:
+            await parts.enter_async_context(_running(rebalance(pool, dispatcher)))
+        flow = FlowControl(
+            config.slo, PoolRoom(pool, latency), clock, max_in_flight=config.limits.max_requests
+        )
+        metrics.registry.register(flow.book)
+        await parts.enter_async_context(_running(flow.run()))
+        tuner = EngineTuner(pool, latency, flow.itl_target_s)
+        await parts.enter_async_context(_running(tuner.run()))
         card = ModelCard(config.served_name, context_length, int(unix_time()))
         generator = RouterGenerator(
-            card, shape.vocab_size, tokenizer, pool, admission, dispatcher, metrics, clock,
+            card, shape.vocab_size, tokenizer, pool, flow, dispatcher, metrics, clock,
             random.Random(),
         )  # fmt: skip
         gateway = create_app(
             generator,
             ready=lambda: _ready(pool),
+            classes=lambda: flow.slo.classes,
             registry=metrics.registry if config.metrics_on_http else None,
             max_body_bytes=config.limits.max_body_bytes,
             refused=metrics.refused,
         )
-        admin = AdminService(config.served_name, pool, index, admission, metrics)
+        admin = AdminService(config.served_name, pool, index, flow, metrics, fsck, generator.trails)
         await grpc.start(InferenceService(generator, metrics.refused), admin)
         http = await parts.enter_async_context(_http(gateway, http_socket, grace_s))
-        await parts.enter_async_context(_http(_admin_app(metrics), admin_socket, grace_s))
+        admin_app = _admin_app(metrics, generator.trails)
+        await parts.enter_async_context(_http(admin_app, admin_socket, grace_s))
         await parts.enter_async_context(_running(_tell_health(pool, grpc)))
         listening(
             Ports(
@@ -133,7 +158,7 @@ async def serve(
         try:
             await stop.wait()
         finally:
-            admission.drain()
+            flow.drain()
             http.should_exit = True  # both doors have the same grace, at the same time
             await grpc.stop(grace_s)
 
@@ -144,36 +169,28 @@ def _ready(pool: Pool) -> bool:
     return "aggregated" in up or {"prefill", "decode"} <= up
 
 
-def _queue_s(pool: Pool, latency: LatencyModel) -> float:
-    """Predicted wait at the least busy worker that takes prompts."""
-    waits = [
-        latency.prefill_s(replica.id, replica.pending_tokens, 0)
-        for replica in pool
-        if replica.up and serves(replica.role, "prefill")
-    ]
-    return min(waits, default=0.0)
-
-
 @asynccontextmanager
 async def _connected(
-    config: RouterConfig, index: PrefixMirror, listeners: list[PoolListener]
-) -> AsyncIterator[Pool]:
-    """A pool that follows the registry; without Redis, one of the replicas that config names."""
+    config: RouterConfig, index: PrefixMirror, clock: Clock, listeners: list[PoolListener]
+) -> AsyncIterator[tuple[Pool, Fsck | None]]:
+    """A pool that follows the registry; without Redis, one of the replicas that config names, whose
+    index knows only what was sent to them."""
     silence_s = config.limits.worker_silence_s
     if config.redis_url is None:
         async with Pool(silence_s, listeners) as pool:
             pool.sync(config.replicas)
             pool.redis_lost()
-            yield pool
+            yield pool, None
         return
     async with connect_redis(config.redis_url) as client:
         reader = RegistryReader(client, config.redis_url, config.cluster)
         records = await reader.read_first()
-        events = RedisLog(client, config.cluster, index)
+        tables = RedisReader(client, config.cluster)
+        events = RedisLog(tables, index, clock)
         async with Pool(silence_s, [*listeners, events]) as pool:
             pool.sync(records)
             async with _running(events.run()), _running(reader.run(pool.sync, pool.redis_lost)):
-                yield pool
+                yield pool, Fsck(pool, index, events, tables, clock)
 
 
 @asynccontextmanager
@@ -247,8 +264,8 @@ async def _http(app: Any, sock: socket.socket, grace_s: float) -> AsyncIterator[
             server.should_exit = True
 
 
-def _admin_app(metrics: RouterMetrics) -> Starlette:
+def _admin_app(metrics: RouterMetrics, trails: Trails) -> Starlette:
     async def render(request: HttpRequest) -> Response:
         return Response(metrics.render(), media_type=CONTENT_TYPE)
 
-    return Starlette(routes=[Route("/metrics", render)])
+    return Starlette(routes=[Route("/metrics", render), *explain_routes(trails)])

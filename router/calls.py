@@ -1,38 +1,123 @@
-"""Calls to workers and tickets, held while a block runs, and what either leaves to clean up."""
+"""Calls to workers and tickets: held by a request, and what either leaves to clean up."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeVar
 
-from router.flight import Binding, Flight
+from router.flight import Binding, Emission, Flight
 from router.leases import Leases
+from router.placement.decision import Decision
 from router.replica import Replica
-from router.worker_client import WorkerStream
-from workers.core.errors import KvasirError
+from router.worker_client import WorkerFailed, WorkerFull, WorkerStream
+from workers.core.errors import KvasirError, TicketError
+from workers.wire import common_pb2 as common
 from workers.wire import worker_pb2 as worker
+from workers.wire.codec import finish_from_wire, token_from_wire
 
 log = logging.getLogger(__name__)
 
 CLEAN_UP_S = 3.0
 
-AnyStream: TypeAlias = WorkerStream[worker.PrefillEvent] | WorkerStream[worker.DecodeEvent]
+E = TypeVar("E", worker.PrefillEvent, worker.DecodeEvent)
+Kind = type[BaseException] | None
 
 
-@dataclass(slots=True)
-class Call:
-    """`over`: the worker has said its last word, nothing needs to be cancelled."""
+def client_left(kind: Kind) -> bool:
+    """Whether a block ended because nobody wants the answer any more."""
+    return kind is not None and issubclass(kind, (GeneratorExit, asyncio.CancelledError))
 
-    over: bool = False
+
+class Call(Generic[E]):
+    """One Prefill or Decode call, open from the start; close() it, or use it as a block.
+
+    `load`: what it is to its replica. `over`: the worker has said its last word, nothing needs to
+    be cancelled. `finished`: that word was the request's finish.
+    """
+
+    def __init__(
+        self, calls: Calls, flight: Flight, replica: Replica, stream: WorkerStream[E], pending: int
+    ) -> None:
+        self.replica = replica
+        self.stream: WorkerStream[E] = stream
+        self.over = False
+        self.finished = False
+        self._calls = calls
+        self._flight = flight
+        self._attempt = flight.attempt
+        self._incarnation = replica.incarnation
+        self._held = ExitStack()
+        self.load = self._held.enter_context(replica.assigned(pending, len(flight.tokens)))
+        self._held.enter_context(replica.bound(stream))
+
+    async def read(self) -> E:
+        """The next event of this attempt; what an older one says is dropped.
+
+        Raises what the worker said, and WorkerFailed where it ends too early.
+        """
+        try:
+            while True:
+                event = await self.stream.read()
+                if event is None:
+                    raise WorkerFailed(f"replica {self.replica.id} ended its call too early")
+                if event.attempt == self._attempt:
+                    return event
+        except (WorkerFailed, WorkerFull, TicketError):
+            self._blame()
+            raise
+
+    def accept(
+        self, tokens: Iterable[common.Token], finish_reason: common.FinishReason
+    ) -> Emission | None:
+        """What of `tokens` is news to the client, if anything. Raises WorkerFailed for a gap."""
+        flight = self._flight
+        try:
+            fresh = flight.accept(tuple(map(token_from_wire, tokens)))
+        except WorkerFailed:
+            self._blame()
+            raise
+        finish = finish_from_wire(finish_reason)
+        self.load.pending_tokens = 0
+        self.load.kv_tokens = len(flight.tokens)
+        self.over = self.finished = finish is not None
+        if not fresh and finish is None:
+            return None
+        return Emission(fresh, finish, flight.cached_tokens or 0)
+
+    def progressed(self, computed_tokens: int) -> None:
+        """So many tokens of the prompt are computed or were cached."""
+        self.load.pending_tokens = max(0, len(self._flight.tokens) - computed_tokens)
+
+    def close(self, *, left: bool) -> None:
+        """Ends it: quietly when it is over, else by cancelling it. `left`: the client is gone."""
+        self._held.close()
+        if left and not self.over and self.replica.alive:
+            # A retry never says this: workers cancel the whole request, and the message could
+            # overtake the next attempt.
+            self._calls.later(self.replica.client.cancel(self._flight.id, self._attempt))
+        if self.over and not self.stream.ended:
+            self._calls.later(_read_out(self.stream))
+        else:
+            self.stream.cancel()
+
+    def __enter__(self) -> Call[E]:
+        return self
+
+    def __exit__(
+        self, kind: Kind, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(left=client_left(kind))
+
+    def _blame(self) -> None:
+        self._flight.avoid.add(self._incarnation)
 
 
 class Calls:
-    """`async with Calls(...)`. Owns every task that a request may leave behind."""
+    """`async with Calls(...)`. Owns every task of a request, also those that outlive it."""
 
     def __init__(self, on_lost: Callable[[], None]) -> None:
         """`on_lost` is called when a worker no longer knows a ticket that is held."""
@@ -46,10 +131,7 @@ class Calls:
         return self
 
     async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: Kind, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Waits for what is still being freed, CLEAN_UP_S at most."""
         assert self._renewals is not None
@@ -61,25 +143,24 @@ class Calls:
         """Tickets renewed at this moment."""
         return self._leases.num_held
 
-    @contextmanager
-    def running(self, flight: Flight, replica: Replica, stream: AnyStream) -> Iterator[Call]:
-        """A call that ends with the block: quietly when it is over, else by cancelling it."""
-        flight.speaker = replica.incarnation
-        call, attempt = Call(), flight.attempt
-        try:
-            with replica.bound(stream):
-                yield call
-        except (GeneratorExit, asyncio.CancelledError):
-            # The client left. A retry never says this: workers cancel the whole request, and the
-            # message could overtake the next attempt.
-            if replica.alive and not call.over:
-                self._later(replica.client.cancel(flight.id, attempt))
-            raise
-        finally:
-            if call.over and not stream.ended:
-                self._later(_read_out(stream))
-            else:
-                stream.cancel()
+    def prefill(self, flight: Flight, decision: Decision) -> Call[worker.PrefillEvent]:
+        replica = decision.replica
+        stream = replica.client.prefill(flight.next_request())
+        return Call(self, flight, replica, stream, _uncached(flight, decision))
+
+    def alone(self, flight: Flight, decision: Decision) -> Call[worker.DecodeEvent]:
+        """Prefill and decode on one replica."""
+        replica = decision.replica
+        stream = replica.client.decode(flight.next_request())
+        return Call(self, flight, replica, stream, _uncached(flight, decision))
+
+    def redeem(
+        self, flight: Flight, replica: Replica, binding: Binding
+    ) -> Call[worker.DecodeEvent]:
+        """Binds the ticket anew: one epoch higher."""
+        binding.epoch += 1
+        stream = replica.client.decode(flight.next_request(), binding.ticket, binding.epoch)
+        return Call(self, flight, replica, stream, pending=0)
 
     @contextmanager
     def holding(self, binding: Binding) -> Iterator[None]:
@@ -91,11 +172,19 @@ class Calls:
                 yield
             finally:
                 if not binding.over and binding.alive:
-                    self._later(client.release(ticket, binding.epoch))
+                    self.later(client.release(ticket, binding.epoch))
 
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+    def beside(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs beside a request, which cancels it at its end. `work` raises nothing."""
+        return self._tasks.create_task(work)
+
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
         """Cleaning up outlives the request that made it necessary, but not CLEAN_UP_S."""
         self._tasks.create_task(_bounded(work))
+
+
+def _uncached(flight: Flight, decision: Decision) -> int:
+    return len(flight.tokens) - decision.cached_tokens
 
 
 async def _bounded(work: Coroutine[Any, Any, None]) -> None:
@@ -106,7 +195,7 @@ async def _bounded(work: Coroutine[Any, Any, None]) -> None:
         log.debug("cleaning up: %r", error)  # the lease will end what this could not
 
 
-async def _read_out(stream: AnyStream) -> None:
+async def _read_out(stream: WorkerStream[Any]) -> None:
     """Let the call end by itself, so that the worker sees no cancellation where there was none."""
     try:
         while await stream.read() is not None:

@@ -15,6 +15,8 @@ from pydantic import (
     ValidationError,
 )
 
+from router.flow.classes import SloConfig
+from router.placement.policies.names import PolicyName
 from workers.core.errors import ConfigError
 from workers.wire.redis_keys import ReplicaRecord
 
@@ -38,7 +40,7 @@ class Limits(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_body_bytes: PositiveInt = 8 << 20
-    max_requests: PositiveInt = Field(default=1024, description="in flight at once")
+    max_requests: PositiveInt = Field(default=1024, description="let in at once")
     retry_attempts: NonNegativeInt = Field(default=8, description="failures one request survives")
     retry_s: PositiveFloat = Field(
         default=30.0, description="from a failure to the next token, and for a decode worker"
@@ -51,6 +53,9 @@ class Limits(BaseModel):
     )
     index_blocks: PositiveInt = Field(
         default=1 << 20, description="blocks in the mirror, about 200 bytes each"
+    )
+    rebalance: bool = Field(
+        default=False, description="move sequences from full decode replicas to ones half as full"
     )
     shutdown_s: PositiveFloat = Field(
         default=3.0, description="grace for requests in flight when the router stops"
@@ -74,8 +79,10 @@ class RouterConfig(BaseModel):
     redis_url: str | None = None
     replicas: tuple[ReplicaRecord, ...] = ()
     hardware: str = "cpu"
+    policy: PolicyName = "kvasir"
     metrics_on_http: bool = True
     limits: Limits = Limits()
+    slo: SloConfig = SloConfig()
 
 
 def load_config(path: Path) -> RouterConfig:

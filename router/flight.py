@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
+from router.explain.trail import Trail
 from router.replica import Replica
 from router.worker_client import WorkerFailed
 from workers.core.clock import Clock
@@ -13,6 +16,7 @@ from workers.core.hashing import BlockHasher, BlockId, namespace
 from workers.core.request import FinishReason, Request, SampledToken
 from workers.wire import common_pb2 as common
 
+STORY_KEPT = 8
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
 
@@ -67,18 +71,46 @@ class RetryBudget:
         self._patience_s = self._retry_s
 
 
-class Flight:
-    """The request with every token emitted so far. Only accept() makes it longer."""
+class BlockIds:
+    """Ids of a request's full blocks, hashed once for each KV ABI and block size. Who appends to
+    `tokens` has their ids at the next call."""
 
-    def __init__(self, request: Request, budget: RetryBudget) -> None:
+    def __init__(self, request: Request) -> None:
         self.tokens: list[int] = list(request.token_ids)
+        self._cache_salt = request.cache_salt
+        self._hashers: dict[tuple[str, int], BlockHasher] = {}
+
+    def of(self, kv_abi: str, block_size: int) -> list[BlockId]:
+        """Of all tokens but the last, which must be computed anyway."""
+        hasher = self._hashers.get((kv_abi, block_size))
+        if hasher is None:
+            space = namespace(kv_abi, cache_salt=self._cache_salt)
+            hasher = self._hashers[kv_abi, block_size] = BlockHasher(space, block_size)
+        hasher.extend(self.tokens)
+        return hasher.ids[: (len(self.tokens) - 1) // block_size]
+
+
+class Flight:
+    """The request with every token emitted so far. Only accept() makes it longer. `placed` is
+    called when a replica has been chosen to prefill it."""
+
+    def __init__(
+        self,
+        request: Request,
+        budget: RetryBudget,
+        blocks: BlockIds,
+        placed: Callable[[], None],
+        trail: Trail,
+    ) -> None:
+        self.blocks = blocks
+        self.tokens = blocks.tokens
         self.budget = budget
+        self.placed = placed
+        self.trail = trail
         self.avoid: set[str] = set()  # incarnations that failed it
-        self.speaker = ""  # incarnation called last
         self.cached_tokens: int | None = None  # of the first prefill
         self.attempt = request.attempt
         self._request = request
-        self._hashers: dict[tuple[str, int], BlockHasher] = {}
 
     @property
     def id(self) -> str:
@@ -103,27 +135,21 @@ class Flight:
             self.budget.progressed()
         return tuple(fresh)
 
-    def block_ids(self, kv_abi: str, block_size: int) -> list[BlockId]:
-        """Ids of the full blocks of all tokens but the last, which must be computed anyway."""
-        hasher = self._hashers.get((kv_abi, block_size))
-        if hasher is None:
-            space = namespace(kv_abi, cache_salt=self._request.cache_salt)
-            hasher = self._hashers[kv_abi, block_size] = BlockHasher(space, block_size)
-        hasher.extend(self.tokens)
-        return hasher.ids[: (len(self.tokens) - 1) // block_size]
-
 
 class Binding:
-    """A ticket, the prefill worker's life it belongs to, and how often it was bound."""
+    """A ticket, the life of the worker that holds its KV, and how often it was bound. `moving`: of
+    a sequence that decodes there meanwhile."""
 
-    def __init__(self, ticket: common.Ticket, replica: Replica) -> None:
+    def __init__(self, ticket: common.Ticket, replica: Replica, *, moving: bool = False) -> None:
         self.ticket = ticket
         self.replica = replica
+        self.incarnation = replica.incarnation
+        self.moving = moving
         self.epoch = 0
         self.over = False  # redeemed or released: nothing is held for it
         self.lost = False  # its worker no longer knows it
         self.lease = ExitStack()  # renewed until it is closed
-        self._incarnation = replica.incarnation
+        self._story: deque[str] = deque(maxlen=STORY_KEPT)
 
     def end(self) -> None:
         """Its pages are free: it was redeemed, or never needed."""
@@ -133,6 +159,13 @@ class Binding:
     @property
     def alive(self) -> bool:
         """The worker that holds its pages still runs and has not forgotten it."""
-        return (
-            not self.lost and self.replica.alive and self.replica.incarnation == self._incarnation
-        )
+        return not self.lost and self.replica.alive and self.replica.incarnation == self.incarnation
+
+    def note(self, what: str) -> None:
+        self._story.append(f"epoch {self.epoch}: {what}")
+
+    def tell(self) -> str:
+        """Its short story, as the router saw it."""
+        state = "alive" if self.alive else "lost" if self.lost else self.replica.state.value
+        head = f"ticket {self.ticket.id[:12]} of {self.replica.id} ({state})"
+        return "; ".join((head, *self._story))

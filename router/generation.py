@@ -10,10 +10,12 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from router.admission import Admission
 from router.api import Call, Delta, ModelCard, Prompt, Usage
 from router.dispatch import Dispatcher
-from router.flight import Emission
+from router.explain.trail import Trail
+from router.explain.trails import Trails
+from router.flight import BlockIds, Emission
+from router.flow.control import FlowControl, Turn, Wish
 from router.metrics import RouterMetrics
 from router.pool import Pool
 from workers.core.clock import Clock
@@ -26,7 +28,12 @@ from workers.core.errors import (
 )
 from workers.core.request import FinishReason, Request
 from workers.core.roles import RoleName
-from workers.core.validation import check_names, check_params, check_token_ids
+from workers.core.validation import (
+    check_names,
+    check_params,
+    check_priority,
+    check_token_ids,
+)
 from workers.text import TextStream, Tokenizer
 
 T = TypeVar("T")
@@ -45,7 +52,7 @@ class RouterGenerator:
         vocab_size: int,
         tokenizer: Tokenizer,
         pool: Pool,
-        admission: Admission,
+        flow: FlowControl,
         dispatcher: Dispatcher,
         metrics: RouterMetrics,
         clock: Clock,
@@ -57,11 +64,12 @@ class RouterGenerator:
         self._vocab_size = vocab_size
         self._tokenizer = tokenizer
         self._pool = pool
-        self._admission = admission
+        self._flow = flow
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._clock = clock
         self._rng = rng
+        self.trails = Trails(clock)
         # One long text at a time, also when its client has gone: a thread cannot be cancelled.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
 
@@ -74,18 +82,40 @@ class RouterGenerator:
     async def generate(self, call: Call) -> AsyncGenerator[Delta]:
         """Raises InvalidRequest, ModelNotFound, Overloaded or Unavailable. Close it to cancel."""
         started = self._clock.now()
-        with self._counted(started) as outcome:
+        with self._counted(call, started) as seen:
             if call.model != self._card.id:
                 raise ModelNotFound(call.model, [self._card.id])
-            check_names(call.request_id, call.cache_salt)
+            check_names(
+                request_id=call.request_id, cache_salt=call.cache_salt, tenant=call.terms.tenant
+            )
+            check_priority(call.terms.priority)
             check_params(call.params, self._vocab_size)
-            with self._admission.admit():
+            with self._flow.arriving(call.terms.slo_class, call.terms.tenant):
                 request = self._request(call, await self._tokenise(call.prompt))
-                emissions = self._timed(self._dispatcher.run(request), started)
+            seen.trail.asked(request)
+            blocks = BlockIds(request)
+            async with self._flow.admit(self._wish(call, blocks, started)) as turn:
+                self._metrics.queue_waited(turn.flow.slo_class, turn.waited_s)
+                seen.trail.let_in(turn.flow.slo_class, turn.waited_s)
+                seen.turn = turn
+                emissions = self._timed(
+                    self._dispatcher.run(request, blocks, turn.placed, seen.trail), started, seen
+                )
                 async with aclosing(_Text(self._tokenizer, request).deltas(emissions)) as deltas:
                     async for delta in deltas:
-                        outcome.complete = delta.finish_reason is not None
+                        seen.complete = delta.finish_reason is not None
                         yield delta
+
+    def _wish(self, call: Call, blocks: BlockIds, started: float) -> Wish:
+        """The time since it came is gone from its deadline."""
+        terms, deadline_s = call.terms, call.terms.deadline_s
+        return Wish(
+            self._dispatcher.expected_s(blocks),
+            slo_class=terms.slo_class,
+            tenant=terms.tenant,
+            deadline_s=None if deadline_s is None else deadline_s - (self._clock.now() - started),
+            priority=terms.priority,
+        )
 
     def _request(self, call: Call, tokens: list[int]) -> Request:
         """Raises ContextTooLong where no worker could hold the prompt and one token."""
@@ -148,25 +178,31 @@ class RouterGenerator:
             raise ContextTooLong(count, capacity, what="KV memory", param=param, at_least=at_least)
 
     async def _timed(
-        self, emissions: AsyncGenerator[Emission], started: float
+        self, emissions: AsyncGenerator[Emission], started: float, seen: _Seen
     ) -> AsyncGenerator[Emission]:
-        last: float | None = None
+        """Books when tokens came."""
         async with aclosing(emissions):
             async for emission in emissions:
                 now = self._clock.now()
                 count = len(emission.tokens)
                 self._metrics.generated(count)
-                if last is None:
-                    self._metrics.first_token(now - started)
+                seen.trail.tokens(now, count)
+                if seen.last is None:
+                    seen.ttft_s = now - started
+                    self._metrics.first_token(seen.ttft_s)
+                    self._flow.wake()  # its prefill is over: there is room
                 elif count:
-                    self._metrics.next_tokens(count, now - last)
-                last = now
+                    seen.later_tokens += count
+                    seen.decode_s += now - seen.last
+                    self._metrics.next_tokens(count, now - seen.last)
+                seen.last = now
                 yield emission
 
     @contextmanager
-    def _counted(self, started: float) -> Iterator[_Outcome]:
+    def _counted(self, call: Call, started: float) -> Iterator[_Seen]:
         """Books how the request ended, whatever way that was."""
-        seen, outcome, failed = _Outcome(), "internal", True
+        seen, outcome, failed = _Seen(self.trails.begin(call, started)), "internal", True
+        why = ""
         self._metrics.started()
         try:
             yield seen
@@ -176,9 +212,12 @@ class RouterGenerator:
             raise
         except KvasirError as error:
             outcome, failed = error.code.lower(), HTTP_STATUS[error.code] >= 500
+            why = error.message
             raise
         finally:
+            self.trails.end(seen.trail, outcome, why)
             self._metrics.ended(outcome, self._clock.now() - started, failed=failed)
+            seen.tell(failed=failed)
 
     def _context_length(self) -> int:
         """The shortest of the workers that are known, else the model's own."""
@@ -202,8 +241,26 @@ def _param(prompt: Prompt) -> str:
 
 
 @dataclass(slots=True)
-class _Outcome:
-    complete: bool = False  # the last delta was given out
+class _Seen:
+    """What a client has seen of its answer. `complete`: the last delta was given out."""
+
+    trail: Trail
+    turn: Turn | None = None
+    complete: bool = False
+    ttft_s: float = 0.0
+    decode_s: float = 0.0  # of `later_tokens`, which came after the first ones
+    later_tokens: int = 0
+    last: float | None = None  # when tokens came
+
+    def tell(self, *, failed: bool) -> None:
+        """Whether its class got what it is promised. Who leaves before the end counts for none."""
+        if self.turn is None:
+            return
+        if failed:
+            self.turn.failed()
+        elif self.complete:
+            count = self.later_tokens
+            self.turn.served(self.ttft_s, self.decode_s / count if count else None)
 
 
 class _Text:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from router.transfer_times import MeasuredTransfer, TransferTimes
 from workers.core.hardware import HardwareProfile, ModelShape
 
 EFFICIENCY = 0.5  # of the peak that real kernels reach; steps measured later correct it
@@ -33,9 +34,12 @@ class LatencyModel(Protocol):
     def decode_s(self, replica: str, num_seqs: int, kv_tokens: int) -> float:
         """One step of `num_seqs` sequences that hold `kv_tokens` together."""
 
-    def transfer_s(self, num_bytes: int) -> float: ...
+    def transfer_s(self, num_bytes: int, sender: str, receiver: str) -> float:
+        """From the first request for KV to its last byte."""
 
     def observe(self, replica: str, steps: Sequence[MeasuredStep]) -> None: ...
+
+    def observe_transfers(self, receiver: str, transfers: Sequence[MeasuredTransfer]) -> None: ...
 
     def forget(self, replica: str) -> None: ...
 
@@ -48,12 +52,18 @@ class RooflineModel:
     """
 
     def __init__(self, shape: ModelShape, hardware: HardwareProfile) -> None:
-        self._shape = shape
-        self._flops = hardware.flops * EFFICIENCY
-        self._memory = hardware.memory_bandwidth * EFFICIENCY
-        self._network = hardware.network_bandwidth * EFFICIENCY
+        flops_per_s = hardware.flops * EFFICIENCY
+        bytes_per_s = hardware.memory_bandwidth * EFFICIENCY
+        weights = (shape.layer_params + shape.head_params) * shape.dtype_bytes
+        self._row_s = 2 * shape.layer_params / flops_per_s
+        self._sampled_s = 2 * shape.head_params / flops_per_s
+        self._pair_s = shape.attention_flops / flops_per_s
+        self._weights_s = weights / bytes_per_s
+        self._kv_s = shape.kv_bytes_per_token / bytes_per_s
+        self._transfers = TransferTimes(hardware.network_bandwidth * EFFICIENCY)
         self._overhead = hardware.step_overhead_s
         self._log_ratio: dict[tuple[str, bool], float] = {}  # (replica, is prefill)
+        self._ratio: dict[tuple[str, bool], float] = {}
 
     def prefill_s(self, replica: str, new_tokens: int, context_tokens: int) -> float:
         if new_tokens <= 0:
@@ -61,16 +71,16 @@ class RooflineModel:
         read = context_tokens + new_tokens
         # causal: a new token sees the context and, on average, half of the new ones
         pairs = new_tokens * (context_tokens + new_tokens / 2)
-        return self._prior(new_tokens, 1, read, pairs) * self._ratio(replica, prefill=True)
+        return self._prior(new_tokens, 1, read, pairs) * self._ratio.get((replica, True), 1.0)
 
     def decode_s(self, replica: str, num_seqs: int, kv_tokens: int) -> float:
         if num_seqs <= 0:
             return 0.0
         prior = self._prior(num_seqs, num_seqs, kv_tokens, kv_tokens)
-        return prior * self._ratio(replica, prefill=False)
+        return prior * self._ratio.get((replica, False), 1.0)
 
-    def transfer_s(self, num_bytes: int) -> float:
-        return num_bytes / self._network
+    def transfer_s(self, num_bytes: int, sender: str, receiver: str) -> float:
+        return self._transfers.line(sender, receiver).at(num_bytes) if num_bytes > 0 else 0.0
 
     def observe(self, replica: str, steps: Sequence[MeasuredStep]) -> None:
         for step in steps:
@@ -82,13 +92,16 @@ class RooflineModel:
             key = (replica, step.prefill_tokens > 0)
             old = self._log_ratio.get(key, math.log(ratio))
             self._log_ratio[key] = old + SMOOTHING * (math.log(ratio) - old)
+            self._ratio[key] = math.exp(self._log_ratio[key])
+
+    def observe_transfers(self, receiver: str, transfers: Sequence[MeasuredTransfer]) -> None:
+        self._transfers.observe(receiver, transfers)
 
     def forget(self, replica: str) -> None:
+        self._transfers.forget(replica)
         for prefill in (True, False):
             self._log_ratio.pop((replica, prefill), None)
-
-    def _ratio(self, replica: str, *, prefill: bool) -> float:
-        return math.exp(self._log_ratio.get((replica, prefill), 0.0))
+            self._ratio.pop((replica, prefill), None)
 
     def _prior_of(self, step: MeasuredStep) -> float:
         """Of a step with prefill all KV read is taken to be its prefill's: decodes read little."""
@@ -100,9 +113,6 @@ class RooflineModel:
 
     def _prior(self, rows: int, sampled: int, kv_read: int, pairs: float) -> float:
         """`rows` tokens through the layers, `sampled` through the head; `pairs` of (query, KV)."""
-        shape = self._shape
-        flops = 2 * (rows * shape.layer_params + sampled * shape.head_params)
-        flops += int(pairs * shape.attention_flops)
-        weights = (shape.layer_params + shape.head_params) * shape.dtype_bytes
-        moved = weights + kv_read * shape.kv_bytes_per_token
-        return max(flops / self._flops, moved / self._memory) + self._overhead
+        compute_s = rows * self._row_s + sampled * self._sampled_s + pairs * self._pair_s
+        moved_s = self._weights_s + kv_read * self._kv_s
+        return (compute_s if compute_s > moved_s else moved_s) + self._overhead

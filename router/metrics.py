@@ -7,6 +7,7 @@ from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from router.placement.binding import Timing
 from router.replica import Replica
 from workers.core.errors import HTTP_STATUS, KvasirError
 from workers.core.roles import RoleName
@@ -40,6 +41,13 @@ class RouterMetrics:
         self._queue = Histogram(
             "kvasir_queue_seconds", "waiting for prefill", registry=registry, buckets=_SLOW
         )
+        self._queue_wait = Histogram(
+            "kvasir_queue_wait_seconds",
+            "in the line in front of the cluster, of those who were let in",
+            ["class"],
+            registry=registry,
+            buckets=_SLOW,
+        )
         self._prefill = Histogram(
             "kvasir_prefill_seconds", "computing prefill", registry=registry, buckets=_SLOW
         )
@@ -58,6 +66,21 @@ class RouterMetrics:
         self._retries = Counter(
             "kvasir_retries", "phases that were tried again", ["phase"], registry=registry
         )
+        self._bindings = Counter(
+            "kvasir_bindings", "when tickets were bound, and why", ["timing"], registry=registry
+        )
+        self._moves = Counter(
+            "kvasir_moves", "running sequences offered to others", ["outcome"], registry=registry
+        )
+        self._exposed = Histogram(
+            "kvasir_transfer_exposed_seconds",
+            "of fetching KV, after prefill had ended",
+            registry=registry,
+            buckets=_FAST,
+        )
+        self._refetched = Counter(
+            "kvasir_refetched_blocks", "that came with a wrong checksum", registry=registry
+        )
         self._prompt = Counter(
             "kvasir_prompt_tokens", "prompt tokens, cached ones too", registry=registry
         )
@@ -67,6 +90,12 @@ class RouterMetrics:
         self._predicted = Counter(
             "kvasir_prefix_predicted_tokens", "hits that placement expected", registry=registry
         )
+        self._missed = Counter(
+            "kvasir_prefix_missed_tokens", "expected hits that were none", registry=registry
+        )
+        self._unforeseen = Counter(
+            "kvasir_prefix_unforeseen_tokens", "hits nobody expected", registry=registry
+        )
         self._output = Counter("kvasir_output_tokens", "tokens generated", registry=registry)
         labels = ["replica", "role"]
         self._used = Gauge("kvasir_kv_pages_used", "KV pages in use", labels, registry=registry)
@@ -75,6 +104,12 @@ class RouterMetrics:
         )
         self._pages = Gauge("kvasir_kv_pages", "KV pages there are", labels, registry=registry)
         self._up = Gauge("kvasir_replica_up", "1 = takes work", labels, registry=registry)
+        self._seqs = Gauge(
+            "kvasir_max_seqs", "sequences in a batch, as set now", labels, registry=registry
+        )
+        self._step = Gauge(
+            "kvasir_step_tokens", "tokens of a step, as set now", labels, registry=registry
+        )
 
     def render(self) -> bytes:
         """The exposition format, of CONTENT_TYPE."""
@@ -101,6 +136,9 @@ class RouterMetrics:
         self.failed += failed
         self._requests.labels(outcome).inc()
 
+    def queue_waited(self, slo_class: str, seconds: float) -> None:
+        self._queue_wait.labels(slo_class).observe(seconds)
+
     def first_token(self, seconds: float) -> None:
         self._ttft.observe(seconds)
 
@@ -116,6 +154,8 @@ class RouterMetrics:
         self._prompt.inc(prompt_tokens)
         self._predicted.inc(predicted)
         self._hit.inc(cached)
+        self._missed.inc(max(0, predicted - cached))
+        self._unforeseen.inc(max(0, cached - predicted))
 
     def prefilled(self, queue_s: float, prefill_s: float) -> None:
         self._queue.observe(queue_s)
@@ -124,10 +164,20 @@ class RouterMetrics:
     def admitted(self, admitted: worker.Admitted) -> None:
         self._admit.observe(admitted.admit_wait_s)
         self._transfer.observe(admitted.transfer_s)
+        self._exposed.observe(admitted.exposed_s)
+        self._refetched.inc(admitted.refetched_blocks)
         self._transfer_bytes.labels(admitted.transport or "none").inc(admitted.fetched_bytes)
 
     def retried(self, phase: str) -> None:
         self._retries.labels(phase).inc()
+
+    def timed(self, timing: Timing) -> None:
+        """A ticket was opened, and whether to bind it at once was decided."""
+        self._bindings.labels(timing.value).inc()
+
+    def moved(self, outcome: str) -> None:
+        """`moved`, or `stayed` where nobody took it."""
+        self._moves.labels(outcome).inc()
 
     # of the pool
 
@@ -136,12 +186,15 @@ class RouterMetrics:
         self._cached.labels(replica.id, replica.role).set(load.blocks_cached)
         self._pages.labels(replica.id, replica.role).set(load.blocks_total)
         self._up.labels(replica.id, replica.role).set(replica.up)
+        self._seqs.labels(replica.id, replica.role).set(load.seqs_limit)
+        self._step.labels(replica.id, replica.role).set(load.step_tokens)
 
     def lost(self, replica: Replica) -> None:
         self._up.labels(replica.id, replica.role).set(0)
 
     def forgotten(self, replica: Replica) -> None:
-        for gauge in (self._used, self._cached, self._pages, self._up):
+        gauges = (self._used, self._cached, self._pages, self._up, self._seqs, self._step)
+        for gauge in gauges:
             for role in get_args(RoleName):
                 with suppress(KeyError):  # it never said anything in this role
                     gauge.remove(replica.id, role)

@@ -47,9 +47,17 @@ class _Member:
 class Pool:
     """`async with Pool(...)`; then sync() from the registry. Placement iterates it."""
 
-    def __init__(self, silence_s: float, listeners: Iterable[PoolListener] = ()) -> None:
+    def __init__(
+        self,
+        silence_s: float,
+        listeners: Iterable[PoolListener] = (),
+        *,
+        client_of: Callable[[str, str], WorkerClient] = WorkerClient,
+    ) -> None:
+        """`client_of(replica, address)`: how a worker is spoken to."""
         self.redis_up = False
         self._silence_s = silence_s
+        self._client_of = client_of
         self._listeners = tuple(listeners)
         self._members: dict[str, _Member] = {}
         self._changed = asyncio.Event()
@@ -83,7 +91,7 @@ class Pool:
         return sum(replica.up and replica.role == role for replica in self)
 
     async def wait_changed(self) -> None:
-        """Until a replica comes, goes or changes its state, or wake() is called."""
+        """Until a replica comes, goes or changes its state or role, or wake() is called."""
         await self._changed.wait()
 
     def wake(self) -> None:
@@ -118,7 +126,7 @@ class Pool:
             return
         if member is not None:
             self._forget(member)  # it moved: the old address is somebody else's or nobody's
-        client = WorkerClient(record.id, record.address)
+        client = self._client_of(record.id, record.address)
         replica = Replica(record, client)
         follow = self._tasks.create_task(self._follow(replica), name=f"watch {record.id}")
         self._members[record.id] = _Member(replica, follow)
@@ -162,10 +170,10 @@ class Pool:
         return heard
 
     def _take(self, replica: Replica, load: worker.LoadReport) -> None:
-        before = replica.state
+        before = replica.state, replica.role
         replica.report(load)
         self._tell(lambda listener: listener.reported(replica, load))
-        if replica.state is not before:
+        if (replica.state, replica.role) != before:
             log.info("replica %s is %s (%s)", replica.id, replica.state, replica.role)
             self.wake()
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from workers.core.errors import ConfigError
-from workers.wire.redis_client import RedisClient
-from workers.wire.redis_keys import ReplicaRecord, replica_key, without_password
+from workers.wire.redis_client import RedisClient, read_replicas
+from workers.wire.redis_keys import ReplicaRecord, without_password
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +27,7 @@ class RegistryReader:
 
     async def read(self) -> list[ReplicaRecord]:
         """All replicas whose lease runs. Raises RedisError or OSError."""
-        pattern = replica_key(self._cluster, "*")
-        keys = [key async for key in self._client.scan_iter(match=pattern, count=1000)]
-        values: list[Any] = await self._client.mget(keys) if keys else []
-        return [record for value in values if (record := _parse(value)) is not None]
+        return await read_replicas(self._client, self._cluster)
 
     async def read_first(self) -> list[ReplicaRecord]:
         """As read(), at start. Raises ConfigError that names the URL."""
@@ -59,13 +54,3 @@ class RegistryReader:
                 up = True
                 on_records(records)
             await asyncio.sleep(READ_EVERY_S)
-
-
-def _parse(value: bytes | None) -> ReplicaRecord | None:
-    if value is None:  # its lease ran out between SCAN and MGET
-        return None
-    try:
-        return ReplicaRecord.model_validate_json(value)
-    except ValidationError as error:
-        log.warning("a replica record in Redis cannot be read: %s", error)
-        return None

@@ -71,9 +71,10 @@ class Replica:
         self.load = worker.LoadReport()
         self.assignments: set[Assignment] = set()
         self.story: deque[str] = deque(["registered"], maxlen=STORY_KEPT)
-        self._streams: set[WorkerStream[worker.PrefillEvent] | WorkerStream[worker.DecodeEvent]] = (
-            set()
-        )
+        # in the order in which they began: they hear of a death in the same order each time
+        self._streams: dict[
+            WorkerStream[worker.PrefillEvent] | WorkerStream[worker.DecodeEvent], None
+        ] = {}
         self._foreign_tokens = 0
         self._foreign_seqs = 0
         self._foreign_kv = 0
@@ -170,13 +171,13 @@ class Replica:
         self, stream: WorkerStream[worker.PrefillEvent] | WorkerStream[worker.DecodeEvent]
     ) -> Iterator[None]:
         """`stream` is aborted if the replica goes down while the block runs."""
-        self._streams.add(stream)
+        self._streams[stream] = None
         if self.state is ReplicaState.DOWN:
             stream.abort("the replica is down")
         try:
             yield
         finally:
-            self._streams.discard(stream)
+            self._streams.pop(stream, None)
 
     def check_integrity(self) -> None:
         """What is down has no load and no foreign work; nothing counts below zero."""

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from pydantic import ValidationError
 
-from router.admission import Admission
-from router.api import Call, Delta, Generator, Prompt
+from router.api import Call, Delta, Generator, Prompt, Terms
 from router.config import Address
+from router.explain.answer import explain, recent
+from router.explain.trails import Trails
+from router.flow.book import REFUSALS, Outcome, Result
+from router.flow.classes import SloConfig
+from router.flow.control import FlowControl
+from router.index.fsck import Fsck
 from router.index.prefix import PrefixMirror
 from router.metrics import RouterMetrics
 from router.pool import Pool
 from router.replica import Replica
-from workers.core.errors import ConfigError, InvalidRequest, KvasirError
+from router.tickets import ask_tickets
+from workers.core.errors import ConfigError, InvalidRequest, KvasirError, RequestNotFound
 from workers.wire import admin_pb2 as admin
 from workers.wire import admin_pb2_grpc as admin_grpc
 from workers.wire import inference_pb2 as inference
@@ -51,6 +57,12 @@ class InferenceService(inference_grpc.InferenceServicer):
                 params=params_from_wire(request.sampling),
                 request_id=request_id,
                 cache_salt=request.cache_salt,
+                terms=Terms(
+                    slo_class=request.slo_class or None,
+                    tenant=request.tenant,
+                    deadline_s=context.time_remaining(),
+                    priority=request.priority,
+                ),
             )
             async with aclosing(self._generator.generate(call)) as deltas:
                 async for delta in deltas:
@@ -91,14 +103,18 @@ class AdminService(admin_grpc.AdminServicer):
         model: str,
         pool: Pool,
         index: PrefixMirror,
-        admission: Admission,
+        flow: FlowControl,
         metrics: RouterMetrics,
+        fsck: Fsck | None,
+        trails: Trails,
     ) -> None:
         self._model = model
         self._pool = pool
         self._index = index
-        self._admission = admission
+        self._flow = flow
         self._metrics = metrics
+        self._fsck = fsck
+        self._trails = trails
 
     async def Status(
         self, request: admin.StatusRequest, context: grpc.aio.ServicerContext
@@ -106,21 +122,61 @@ class AdminService(admin_grpc.AdminServicer):
         return admin.StatusResponse(
             model=self._model,
             replicas=[self._status(replica) for replica in self._pool],
-            requests_in_flight=self._admission.in_flight,
+            requests_in_flight=self._flow.in_flight,
             requests_total=self._metrics.total,
             requests_failed=self._metrics.failed,
             redis_up=self._pool.redis_up,
             index_blocks=len(self._index),
+            classes=[self._class_status(name) for name in self._flow.slo.classes],
         )
+
+    async def SetSlo(
+        self, request: admin.SetSloRequest, context: grpc.aio.ServicerContext
+    ) -> admin.SetSloResponse:
+        try:
+            self._flow.change(SloConfig.model_validate_json(request.json))
+        except ValidationError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        log.info("new service classes: %s", request.json)
+        return admin.SetSloResponse()
 
     async def Tickets(
         self, request: worker.TicketsRequest, context: grpc.aio.ServicerContext
-    ) -> worker.TicketsResponse:
-        """Of all workers that answer; those that do not have no ticket anybody could redeem."""
-        async with asyncio.TaskGroup() as tasks:
-            asked = [tasks.create_task(_tickets(r)) for r in self._pool if r.alive]
-        tickets = [ticket for task in asked for ticket in task.result()]
-        return worker.TicketsResponse(tickets=tickets)
+    ) -> admin.ClusterTickets:
+        return await ask_tickets(self._pool)
+
+    async def Fsck(
+        self, request: admin.FsckRequest, context: grpc.aio.ServicerContext
+    ) -> admin.FsckResponse:
+        """UNIMPLEMENTED for a router without Redis: nothing is written that could be compared."""
+        if self._fsck is None:
+            return await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this router has no Redis")
+        return await self._fsck.run(request.repair)
+
+    async def ExplainRequest(
+        self, request: admin.ExplainRequestRequest, context: grpc.aio.ServicerContext
+    ) -> admin.ExplainRequestResponse:
+        try:
+            return explain(self._trails, request.id)
+        except RequestNotFound as error:
+            await _abort(context, error)
+
+    async def RecentRequests(
+        self, request: admin.RecentRequestsRequest, context: grpc.aio.ServicerContext
+    ) -> admin.RecentRequestsResponse:
+        return recent(self._trails, request.limit)
+
+    def _class_status(self, name: str) -> admin.ClassStatus:
+        book = self._flow.book
+        outcomes, results = book.outcomes(name), book.results(name)
+        return admin.ClassStatus(
+            name=name,
+            queued=book.queued[name],
+            admitted=outcomes[Outcome.ADMITTED],
+            refused=sum(outcomes[outcome] for outcome in REFUSALS),
+            good=results[Result.GOOD],
+            ended=results.total(),
+        )
 
     def _status(self, replica: Replica) -> admin.ReplicaStatus:
         load = worker.LoadReport()
@@ -209,11 +265,3 @@ async def _abort(context: grpc.aio.ServicerContext, error: KvasirError) -> NoRet
         trailers = (("retry-after", f"{error.retry_after_s:.3f}"),)
     await context.abort(grpc.StatusCode[error.code.value], error.message, trailers)
     raise AssertionError("abort() raises")
-
-
-async def _tickets(replica: Replica) -> list[Any]:
-    try:
-        return list(await replica.client.tickets())
-    except KvasirError as error:
-        log.info("tickets of %s: %s", replica.id, error.message)
-        return []

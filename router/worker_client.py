@@ -117,9 +117,9 @@ class WorkerStream(Generic[E]):
 class WorkerClient:
     """One channel to one worker. Unary calls take seconds at most and raise KvasirError."""
 
-    def __init__(self, replica: str, address: str) -> None:
+    def __init__(self, replica: str, address: str, channel: grpc.aio.Channel | None = None) -> None:
         self._where = f"worker {replica} at {address}"
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._channel = channel or grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._stub: Any = worker_grpc.WorkerStub(self._channel)
 
     def prefill(self, request: Request) -> WorkerStream[worker.PrefillEvent]:
@@ -153,9 +153,22 @@ class WorkerClient:
             self._stub.Cancel, worker.CancelRequest(request_id=request_id, attempt=attempt)
         )
 
-    async def tickets(self) -> Sequence[worker.TicketInfo]:
-        reply = await self._unary(self._stub.Tickets, worker.TicketsRequest())
-        return list(reply.tickets)
+    async def move(self, request_id: str) -> bool:
+        """Asks it to offer a running sequence to others; False: it does not decode there."""
+        reply = await self._unary(self._stub.Move, worker.MoveRequest(request_id=request_id))
+        return bool(reply.moving)
+
+    async def set_limits(self, max_seqs: int, step_tokens: int) -> None:
+        """Sizes of its batches from the next step on; 0 = as it was started, which is the most."""
+        limits = worker.SetLimitsRequest(max_seqs=max_seqs, step_tokens=step_tokens)
+        await self._unary(self._stub.SetLimits, limits)
+
+    async def tickets(self) -> worker.TicketsResponse:
+        """Its tickets and pairs."""
+        reply: worker.TicketsResponse = await self._unary(
+            self._stub.Tickets, worker.TicketsRequest()
+        )
+        return reply
 
     async def snapshot(self) -> tuple[str, int, tuple[BlockId, ...]]:
         """Incarnation, the event it stands after, and every block cached."""

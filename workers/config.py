@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from workers.core.eviction import EvictionName
 from workers.core.roles import RoleName
 
 DType = Literal["auto", "bfloat16", "float32", "float16"]
@@ -36,6 +37,9 @@ class EngineConfig(BaseModel):
         default=None,
         description="how often experts move to where their load is even; None = never",
     )
+    eviction: EvictionName = Field(
+        default="adaptive", description="which cached blocks give way first"
+    )
     overlap: bool | None = Field(
         default=None,
         description="prepare a step while the one before runs; None = on a GPU, where it pays",
@@ -51,16 +55,25 @@ class EngineConfig(BaseModel):
 
 
 class TransportConfig(BaseModel):
-    """How KV blocks travel. `auto` = nccl where both ends have CUDA, else gloo."""
+    """How KV blocks travel. `auto`: shared memory on one host, else nccl where both ends have CUDA,
+    else gloo; what cannot go that way goes inside gRPC."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    backend: Literal["auto", "gloo", "nccl", "inline"] = "auto"
-    staging_bytes: PositiveInt = 16 << 20
+    backend: Literal["auto", "shm", "gloo", "nccl", "inline"] = "auto"
+    staging_bytes: PositiveInt = Field(
+        default=16 << 20, description="on each side of a pair, over all its slots"
+    )
+    slots: PositiveInt = Field(default=2, description="chunks of a pair that may be under way")
+    prewarm: NonNegativeInt = Field(
+        default=4, description="prefill replicas that a decode worker pairs with unasked"
+    )
+    inline_bytes: NonNegativeInt = Field(
+        default=64 << 10, description="what is not more goes inside gRPC at once"
+    )
     checksums: bool = False
     chunk_timeout_s: PositiveFloat = 5.0
     connect_timeout_s: PositiveFloat = 5.0
-    quarantine_s: PositiveFloat = 5.0
     max_pairs: PositiveInt = 16
 
 
@@ -81,3 +94,6 @@ class WorkerConfig(BaseModel):
     engine: EngineConfig = EngineConfig()
     transport: TransportConfig = TransportConfig()
     ticket_ttl_s: TicketTtl = 10.0
+    grace_s: PositiveFloat = Field(
+        default=20.0, description="a worker told to stop finishes or moves what it has so long"
+    )

@@ -6,16 +6,36 @@ Speaks messages, not gRPC: server.py puts it on a socket, simulations call it di
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
+from collections.abc import Sequence as Blocks
+from contextlib import aclosing
 from dataclasses import dataclass
 
-from workers.core.errors import Cancelled, InvalidRequest, TicketError, Unavailable
+from workers.core.errors import (
+    Cancelled,
+    InvalidRequest,
+    KvasirError,
+    TicketError,
+    TransferError,
+    Unavailable,
+)
 from workers.core.request import Sequence, SequenceStatus
 from workers.engine import Engine
+from workers.live import LiveSequences
 from workers.metrics import Meter
-from workers.transfer.receiver import Receiver
+from workers.transfer.receiver import Fetched, Receiver
+from workers.wire import common_pb2 as common
 from workers.wire import worker_pb2 as worker
-from workers.wire.codec import request_from_wire, update_to_wire
+from workers.wire.codec import request_from_wire
+
+REPORTED = 256  # transfers, kept for those who watch
+
+
+@dataclass(frozen=True, slots=True)
+class _Admission:
+    waited_s: float
+    fetched: Fetched
 
 
 @dataclass(eq=False)
@@ -23,28 +43,55 @@ class _Active:
     """A request in this role. While `admission` runs its pages may be written from outside."""
 
     seq: Sequence
-    admission: asyncio.Task[worker.Admitted]
+    admission: asyncio.Task[_Admission]
+    why: KvasirError | None = None  # it was ended from here
 
-    async def admitted(self) -> worker.Admitted:
+    async def admitted(self) -> _Admission:
         try:
             return await self.admission
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            raise Cancelled(self.seq.id) from None
+            raise self.why or Cancelled(self.seq.id) from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Landing:
+    """Where a fetch may write: a reserved sequence's pages from block `first` on. Those before are
+    cached here, and others read them."""
+
+    engine: Engine
+    seq: Sequence
+    first: int
+
+    def pages(self, first: int, count: int) -> Blocks[int]:
+        """A sequence that grows where it comes from gets more. Raises TransferError where there are
+        none, or none are due."""
+        end = first + count
+        if first < self.first or end > self.engine.pool.blocks_for(self.seq.most_tokens):
+            raise TransferError(f"blocks {first}..{end - 1} were not asked for")
+        if not self.engine.scheduler.extend(self.seq, end):
+            raise TransferError(f"no pages here for blocks {first}..{end - 1}")
+        return self.seq.blocks[first:end]
 
 
 class DecodeRole:
-    def __init__(self, engine: Engine, receiver: Receiver, meter: Meter) -> None:
+    def __init__(
+        self, engine: Engine, receiver: Receiver, live: LiveSequences, meter: Meter
+    ) -> None:
         self.draining = False
         self._engine = engine
         self._receiver = receiver
+        self._live = live
         self._meter = meter
         self._active: dict[str, _Active] = {}
+        self.transfers: deque[worker.TransferReport] = deque(maxlen=REPORTED)
+        self.transfers_recorded = 0  # the newest of which stand in `transfers`
 
     async def decode(self, message: worker.DecodeRequest) -> AsyncIterator[worker.DecodeEvent]:
-        """Admitted, then Tokens to the end. Left early, everything it held is freed.
+        """Admitted, then Tokens, those that came with the KV excluded, to the end or to Moved. Left
+        early, everything it held is freed.
 
         Raises TicketError (prefill again), TransferError (bind again with a higher epoch),
         Unavailable while draining.
@@ -53,35 +100,43 @@ class DecodeRole:
             raise Unavailable("this worker is draining")
         request = request_from_wire(message.sequence)
         self._check(message, len(request.token_ids))
-        seq = self._engine.new_sequence(request)
+        early = len(request.token_ids) == message.ticket.num_tokens
+        seq = self._engine.new_sequence(request, to_come=int(early))
         active = _Active(seq, asyncio.ensure_future(self._admit(seq, message)))
         self._active[seq.id] = active
         try:
-            admitted = await active.admitted()
+            admission = await active.admitted()
             if seq.status is not SequenceStatus.RESERVED:
-                raise Cancelled(seq.id)
+                raise active.why or Cancelled(seq.id)
             updates = self._engine.updates(seq)
-            self._engine.start(seq)
-            yield worker.DecodeEvent(attempt=request.attempt, admitted=admitted)
-            async for update in updates:
-                if not update.tokens:
-                    continue  # computed again after a preemption
-                self._meter.generated(len(update.tokens))
-                yield worker.DecodeEvent(attempt=request.attempt, tokens=update_to_wire(update))
+            self._engine.start(seq, self._arrived(seq, admission.fetched))
+            known = len(seq.tokens)
+            yield worker.DecodeEvent(
+                attempt=request.attempt, admitted=_admitted(seq.num_cached, admission)
+            )
+            async with aclosing(self._live.follow(seq, updates, request.attempt, known)) as events:
+                async for event in events:
+                    yield event
         finally:
             self._engine.abort(seq)
             if self._active.get(seq.id) is active:
                 del self._active[seq.id]
 
-    def cancel(self, request_id: str) -> None:
-        """Its Decode call ends with Cancelled; pages go when nothing writes them any more."""
+    def cancel(self, request_id: str, why: KvasirError | None = None) -> None:
+        """Its Decode call ends with `why`, or Cancelled; pages go when nothing writes them."""
         active = self._active.get(request_id)
         if active is None:
             return
+        active.why = why
         if active.admission.done():
-            self._engine.abort(active.seq)
+            self._engine.abort(active.seq, why)
         else:
             active.admission.cancel()
+
+    def end(self, why: KvasirError) -> None:
+        """Every Decode call that is open ends with `why`."""
+        for request_id in list(self._active):
+            self.cancel(request_id, why)
 
     @property
     def num_active(self) -> int:
@@ -94,27 +149,75 @@ class DecodeRole:
                 f"ticket {ticket.id}: its KV is of {ticket.kv_abi!r}, ours of "
                 f"{self._engine.info.kv_abi!r}"
             )
-        if num_tokens != ticket.num_tokens + 1:
+        if num_tokens < ticket.num_tokens:
             raise InvalidRequest(
-                f"ticket {ticket.id} covers {ticket.num_tokens} tokens; a sequence of "
-                f"{ticket.num_tokens + 1} is wanted, {num_tokens} came"
+                f"ticket {ticket.id} covers {ticket.num_tokens} tokens, only {num_tokens} came"
             )
 
-    async def _admit(self, seq: Sequence, message: worker.DecodeRequest) -> worker.Admitted:
+    async def _admit(self, seq: Sequence, message: worker.DecodeRequest) -> _Admission:
         """Reserve, pinning what is cached here, and fetch only the rest."""
         clock = self._engine.clock
         arrived = clock.now()
         await self._engine.reserve(seq)
-        admitted = clock.now()
+        waited = clock.now() - arrived
         first = seq.num_cached // self._engine.block_size
-        fetched = await self._receiver.fetch(
-            message.ticket, message.epoch, first, seq.blocks[first : message.ticket.num_blocks]
-        )
-        self._meter.fetched(admitted - arrived, fetched.seconds, fetched.num_bytes)
-        return worker.Admitted(
-            cached_tokens=seq.num_cached,
-            fetched_bytes=fetched.num_bytes,
-            admit_wait_s=admitted - arrived,
+        landing = _Landing(self._engine, seq, first)
+        try:
+            fetched = await self._receiver.fetch(
+                message.ticket, message.epoch, first, len(seq.tokens), landing, shard=seq.shard
+            )
+        except KvasirError as error:
+            self._meter.fetch_failed(type(error).__name__)
+            raise
+        self._note(message.ticket, waited, fetched)
+        return _Admission(waited, fetched)
+
+    def _note(self, ticket: common.Ticket, waited_s: float, fetched: Fetched) -> None:
+        self._meter.fetched(
+            fetched.transport,
+            fetched.num_bytes,
+            wait_s=waited_s,
             transfer_s=fetched.seconds,
-            transport=fetched.transport,
+            exposed_s=fetched.exposed_s,
         )
+        if ticket.moving:
+            self._meter.moved_in()
+        if fetched.exposed_s < fetched.seconds:
+            return  # it waited for what was still computed: that says nothing of the wire
+        self.transfers_recorded += 1
+        self.transfers.append(
+            worker.TransferReport(
+                sender=ticket.prefill.id,
+                transport=fetched.transport,
+                num_bytes=fetched.num_bytes,
+                seconds=fetched.seconds,
+            )
+        )
+
+    def _arrived(self, seq: Sequence, fetched: Fetched) -> tuple[int, ...]:
+        """The tokens that came with the KV. Raises TransferError for what cannot be right."""
+        tokens = fetched.token_ids
+        total = len(seq.tokens) + len(tokens)
+        if not (
+            fetched.num_tokens + 1 == total <= seq.most_tokens
+            and all(0 <= token < self._engine.info.vocab_size for token in tokens)
+            and len(seq.blocks) >= self._engine.pool.blocks_for(fetched.num_tokens)
+        ):
+            raise TransferError(
+                f"{seq.id}: KV of {fetched.num_tokens} tokens and {len(tokens)} more tokens came "
+                f"for {len(seq.tokens)}"
+            )
+        return tokens
+
+
+def _admitted(cached_tokens: int, admission: _Admission) -> worker.Admitted:
+    fetched = admission.fetched
+    return worker.Admitted(
+        cached_tokens=cached_tokens,
+        fetched_bytes=fetched.num_bytes,
+        admit_wait_s=admission.waited_s,
+        transfer_s=fetched.seconds,
+        transport=fetched.transport,
+        refetched_blocks=fetched.refetched,
+        exposed_s=fetched.exposed_s,
+    )

@@ -8,33 +8,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 
 from workers.core.batch import Batch, SequenceUpdate, StepOutput
 from workers.core.block_pools import BlockPools
 from workers.core.clock import Clock, SystemClock
 from workers.core.errors import Cancelled, ContextTooLong, InvalidRequest, KvasirError
+from workers.core.eviction import EvictionName
 from workers.core.hashing import BlockHasher, namespace
 from workers.core.request import FinishReason, Request, Sequence
 from workers.core.runner import Runner
 from workers.core.scheduler import Scheduler
 from workers.core.validation import check_params
 from workers.core.waits import happens, to_the_end
+from workers.step_log import StepLog
 from workers.text import TextStream, Tokenizer
 
 CLOSE_S = 3.0  # a step cannot be stopped, and may hang
-WARMUP_STEPS = 3  # of each kind; allocation and caches make them slow, the latency model skips them
-
-
-@dataclass(frozen=True, slots=True)
-class StepRecord:
-    """What the latency model learns from: one measured step."""
-
-    prefill_tokens: int
-    decode_seqs: int
-    context_tokens: int
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +51,17 @@ class Engine:
         tokenizer: Tokenizer | None = None,
         clock: Clock | None = None,
         overlap: bool = False,
+        eviction: EvictionName = "adaptive",
     ) -> None:
         self.runner = runner
         self.info = runner.info
         self.block_size = block_size
-        self.pool = BlockPools(runner.pages.num_blocks, block_size, self.info.shards)
+        self.pool = BlockPools(runner.pages.num_blocks, block_size, self.info.shards, eviction)
         self.scheduler = Scheduler(
             self.pool, step_tokens=step_tokens, max_seqs=max_seqs, finish=self._finish_reason
         )
         self.clock = SystemClock() if clock is None else clock
-        self.steps: deque[StepRecord] = deque(maxlen=256)  # the newest of steps_recorded
-        self.steps_recorded = 0
+        self.steps = StepLog()
         self.step_began: float | None = None  # while one runs, the oldest under way
         self.max_tokens = min(self.info.context_length, self.pool.most_blocks * block_size)
         self._overlap = overlap
@@ -78,14 +69,14 @@ class Engine:
         self._tokenizer = tokenizer
         self._text: dict[Sequence, TextStream] = {}
         self._listeners: dict[Sequence, asyncio.Queue[SequenceUpdate | KvasirError]] = {}
+        self._changes: dict[Sequence, asyncio.Event] = {}
         self._reservations: deque[tuple[Sequence, asyncio.Future[None]]] = deque()
         self._wake = asyncio.Event()
-        self._warmup = {True: WARMUP_STEPS, False: WARMUP_STEPS}
 
     # -- sequences in --------------------------------------------------------------------------
 
-    def new_sequence(self, request: Request, *, hold: bool = False) -> Sequence:
-        """Check `request` against this engine. Raises InvalidRequest, ContextTooLong."""
+    def new_sequence(self, request: Request, *, hold: bool = False, to_come: int = 0) -> Sequence:
+        """Options are as in Sequence. Raises InvalidRequest, ContextTooLong."""
         check_params(request.params, self.info.vocab_size)
         if not request.token_ids:
             raise InvalidRequest("the prompt is empty", param="prompt")
@@ -103,7 +94,7 @@ class Engine:
         if request.params.max_tokens is not None:
             most = min(most, request.prompt_len + request.params.max_tokens)
         hasher = BlockHasher(space, self.block_size)
-        seq = Sequence(request, hasher, hold=hold, most_tokens=most)
+        seq = Sequence(request, hasher, hold=hold, to_come=to_come, most_tokens=most)
         if request.params.stop:
             self._text[seq] = self._replayed_text(seq)
         return seq
@@ -132,16 +123,38 @@ class Engine:
             self.abort(seq)
             raise
 
-    def start(self, seq: Sequence) -> None:
-        """The KV of a reserved sequence has arrived: decode it."""
-        self.scheduler.start(seq)
+    def start(self, seq: Sequence, tokens: Iterable[int] = ()) -> None:
+        """The KV of a reserved sequence has arrived, and `tokens` with it: decode it."""
+        arrived = list(tokens)
+        stream = self._text.get(seq)
+        if stream is not None:
+            for token in arrived:
+                stream.push(token)
+        self.scheduler.start(seq, arrived)
         self._wake.set()
 
-    def abort(self, seq: Sequence) -> None:
-        """End `seq` in whatever state it is and free what it holds; idempotent. Who follows it gets
-        Cancelled."""
+    def freeze(self, seq: Sequence) -> None:
+        """`seq` stands still, HELD, now or with its next token; who follows it sees that."""
+        self.scheduler.freeze(seq)
+        self._wake.set()
+
+    def resume(self, seq: Sequence) -> None:
+        """Nobody took `seq`: it goes on here."""
+        self.scheduler.resume(seq)
+        self._wake.set()
+
+    def pin(self, seq: Sequence) -> None:
+        self.scheduler.pin(seq)
+
+    def unpin(self, seq: Sequence) -> None:
+        """Nobody else reads its pages any more."""
+        self.scheduler.unpin(seq)
+        self._pages_freed()
+
+    def abort(self, seq: Sequence, why: KvasirError | None = None) -> None:
+        """End `seq`, free what it holds; idempotent. Who follows it gets `why`, or Cancelled."""
         self.scheduler.abort(seq)
-        self._tell(seq, Cancelled(seq.id))
+        self._tell(seq, why or Cancelled(seq.id))
         self._drop(seq)
 
     def updates(self, seq: Sequence) -> AsyncIterator[SequenceUpdate]:
@@ -150,6 +163,14 @@ class Engine:
         queue: asyncio.Queue[SequenceUpdate | KvasirError] = asyncio.Queue()
         self._listeners[seq] = queue  # now, not at the first await: no step is missed
         return _drain(queue)
+
+    def nudge(self, seq: Sequence) -> None:
+        """An update that says nothing: who follows `seq` looks up."""
+        self._tell(seq, SequenceUpdate(seq))
+
+    async def changed(self, seq: Sequence) -> None:
+        """Wait until a step, or an end, changes `seq`, which has not ended."""
+        await self._changes.setdefault(seq, asyncio.Event()).wait()
 
     @property
     def num_waiting_for_pages(self) -> int:
@@ -181,7 +202,7 @@ class Engine:
                 self._drop(seq)
             self._grant_reservations()
             raise
-        self._record(step.batch, self._end(step))
+        self.steps.record(step.batch, self._end(step))
         updates = self.scheduler.update(step.batch, output)
         for update in updates:
             self._tell(update.sequence, update.error or update)
@@ -237,8 +258,7 @@ class Engine:
         return now - began
 
     async def _blocked(self) -> None:
-        """Work waits, but for pages that a ticket or a fetch holds: look again when one is given
-        back (abort, release), and now and then all the same."""
+        """Work waits for pages that tickets or fetches hold: look when one is freed, or soon."""
         self._wake.clear()
         await happens(self._wake, within_s=0.1)
 
@@ -254,6 +274,9 @@ class Engine:
     def _drop(self, seq: Sequence) -> None:
         self._text.pop(seq, None)
         self._listeners.pop(seq, None)
+        self._pages_freed()
+
+    def _pages_freed(self) -> None:
         self._grant_reservations()
         self._wake.set()
 
@@ -261,15 +284,9 @@ class Engine:
         queue = self._listeners.get(seq)
         if queue is not None:
             queue.put_nowait(what)
-
-    def _record(self, batch: Batch, seconds: float) -> None:
-        decodes = sum(chunk.is_decode for chunk in batch.chunks)
-        prefill = batch.num_tokens - decodes
-        if self._warmup[prefill > 0] > 0:
-            self._warmup[prefill > 0] -= 1
-            return
-        self.steps.append(StepRecord(prefill, decodes, batch.context_tokens, seconds))
-        self.steps_recorded += 1
+        change = self._changes.pop(seq, None)
+        if change is not None:
+            change.set()
 
     def _replayed_text(self, seq: Sequence) -> TextStream:
         if self._tokenizer is None:

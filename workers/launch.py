@@ -9,22 +9,27 @@ import secrets
 import signal
 import socket
 import sys
+from collections.abc import Coroutine, Sequence
 from typing import Any, NoReturn
 
 from workers.config import WorkerConfig
+from workers.core.clock import SystemClock
 from workers.core.errors import ConfigError
+from workers.core.waits import let_go
 from workers.engine import Engine
 from workers.metrics import Meter
 from workers.models.resolve import resolve_model
 from workers.peer_client import GrpcPeers
+from workers.prewarm import Prewarmer
 from workers.registry import Registry
 from workers.runner.model_runner import ModelRunner
 from workers.runner.ranks import RankedRunner, load_replica
 from workers.server import start_server
 from workers.text import Tokenizer
 from workers.transfer.link import Transport
+from workers.transfer.pick import pick_transports
+from workers.transfer.port import Ports
 from workers.transfer.threads import on_thread
-from workers.transfer.torch_dist import pick_transport
 from workers.wire import common_pb2 as common
 from workers.wire.codec import role_to_wire
 from workers.wire.redis_keys import ReplicaRecord
@@ -32,7 +37,7 @@ from workers.worker import STEP_LIMIT_S, Worker
 
 log = logging.getLogger("kvasir.worker")
 STEP_GRACE_S = 3.0  # a forward cannot be stopped; a worker told to stop waits so long for it
-LEAVE_S = 2.0  # what a worker told to stop gives to those it still serves
+LAST_WORDS_S = 0.5  # for the streams of those whom a leaving worker still serves
 
 
 def leave(code: int) -> NoReturn:
@@ -49,9 +54,10 @@ async def run_worker(config: WorkerConfig) -> None:
     whatever broke the engine after. A step that does not end is left behind: see leave()."""
     for port in (config.port, config.metrics_port):
         _check_port(config.host, port)  # before minutes are spent on loading
-    transport = _transport(config)
+    transports = pick_transports(config.transport, config.host)
     runner = await on_thread(_load, config)
-    worker, peers = _compose(config, runner, transport)
+    ports = await runner.ports(transports, config.transport, config.host)
+    worker, peers = _compose(config, runner, ports, transports)
     try:
         server, port = await start_server(worker, config.host, config.port)
         stop_metrics = worker.meter.serve(config.host, config.metrics_port)
@@ -59,13 +65,12 @@ async def run_worker(config: WorkerConfig) -> None:
         raise ConfigError(str(error)) from error
     worker.me.address = f"{config.host}:{port}"
     registry = Registry(config.redis_url, config.cluster, _record(config, worker), worker.events)
-    log.info("%s (%s) ready on %s", config.replica, config.role, worker.me.address)
     stuck = False
     try:
-        stuck = await _serve(worker, registry, config.engine.balance_experts_s)
+        stuck = await _serve(config, worker, registry, peers)
     finally:
         await registry.leave()
-        await server.stop(grace=0.5)
+        await server.stop(grace=LAST_WORDS_S)
         stop_metrics()
         await peers.close()
         await worker.close()
@@ -73,27 +78,37 @@ async def run_worker(config: WorkerConfig) -> None:
         leave(1 if worker.hung.is_set() else 0)
 
 
-async def _serve(worker: Worker, registry: Registry, balance_s: float | None) -> bool:
+async def _serve(
+    config: WorkerConfig, worker: Worker, registry: Registry, peers: GrpcPeers
+) -> bool:
     """Until a signal has been drained, or something breaks. True if a step would not end."""
-    stop = asyncio.Event()
+    stop, leave_now = asyncio.Event(), asyncio.Event()
+
+    def told_to_stop() -> None:
+        (leave_now if stop.is_set() else stop).set()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, told_to_stop)
 
-    running = [asyncio.create_task(worker.run()), asyncio.create_task(registry.run())]
-    ends: list[asyncio.Task[Any]] = [
-        asyncio.create_task(stop.wait()),
-        asyncio.create_task(worker.hung.wait()),
+    running = [
+        asyncio.create_task(worker.run()),
+        asyncio.create_task(peers.tend()),
+        asyncio.create_task(_be_there(config, worker, registry, peers)),
     ]
-    runner = worker.engine.runner
+    ends: list[asyncio.Task[Any]] = [asyncio.create_task(worker.hung.wait())]
+    runner, balance_s = worker.engine.runner, config.engine.balance_experts_s
     if isinstance(runner, RankedRunner):
         ends.append(asyncio.create_task(runner.fail()))
     if balance_s is not None and isinstance(runner, ModelRunner):
         running.append(asyncio.create_task(_balance_experts(runner, worker.meter, balance_s)))
-    await asyncio.wait([*running, *ends], return_when=asyncio.FIRST_COMPLETED)
+    await _first((*running, *ends), stop.wait())
     if stop.is_set():
-        left = await worker.drain(LEAVE_S)
-        log.info("leaving with %d requests or tickets open", left)
+        drain = asyncio.create_task(worker.drain(config.grace_s))
+        ends.append(drain)
+        await _first((*running, *ends), leave_now.wait())
+        log.info("leaving with %d requests or tickets open", worker.num_busy)
+        worker.end()
     elif worker.hung.is_set():
         log.critical("a step has been running for %.0f s: giving up", STEP_LIMIT_S)
     worker.leaving.set()
@@ -104,6 +119,34 @@ async def _serve(worker: Worker, registry: Registry, balance_s: float | None) ->
         if not task.cancelled():
             task.result()
     return bool(stuck)
+
+
+async def _first(tasks: tuple[asyncio.Task[Any], ...], event: Coroutine[Any, Any, object]) -> None:
+    """Until one of `tasks` has ended, or `event` has come."""
+    waiting = asyncio.ensure_future(event)
+    await asyncio.wait([*tasks, waiting], return_when=asyncio.FIRST_COMPLETED)
+    await let_go(waiting)
+
+
+async def _be_there(
+    config: WorkerConfig, worker: Worker, registry: Registry, peers: GrpcPeers
+) -> None:
+    """Paired with those whose KV it will fetch, it is ready, and tells the cluster."""
+    prewarmer = Prewarmer(
+        registry,
+        worker.receiver_pairs,
+        worker.me,
+        worker.engine.info.kv_abi,
+        most=config.transport.prewarm,
+        fetches=lambda: worker.role == common.ROLE_DECODE,
+        gone=peers.gone,
+    )
+    await prewarmer.look()
+    worker.ready = True
+    log.info("%s (%s) ready on %s", config.replica, config.role, worker.me.address)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(registry.run())
+        tasks.create_task(prewarmer.run())
 
 
 async def _balance_experts(runner: ModelRunner, meter: Meter, every_s: float) -> None:
@@ -123,15 +166,6 @@ def _check_port(host: str, port: int) -> None:
             raise ConfigError(f"port {port} on {host}: {error.strerror}") from None
 
 
-def _transport(config: WorkerConfig) -> Transport | None:
-    return pick_transport(
-        config.transport.backend,
-        host=config.host,
-        connect_timeout_s=config.transport.connect_timeout_s,
-        chunk_timeout_s=config.transport.chunk_timeout_s,
-    )
-
-
 def _load(config: WorkerConfig) -> ModelRunner:
     last = ""
 
@@ -146,7 +180,7 @@ def _load(config: WorkerConfig) -> ModelRunner:
 
 
 def _compose(
-    config: WorkerConfig, runner: ModelRunner, transport: Transport | None
+    config: WorkerConfig, runner: ModelRunner, ports: Ports, transports: Sequence[Transport]
 ) -> tuple[Worker, GrpcPeers]:
     engine = Engine(
         runner,
@@ -155,18 +189,21 @@ def _compose(
         max_seqs=config.engine.max_seqs,
         tokenizer=Tokenizer.load(str(resolve_model(config.model))),
         overlap=config.engine.overlaps(runner.on_gpu),
+        eviction=config.engine.eviction,
     )
-    peers = GrpcPeers()
+    peers = GrpcPeers(SystemClock())
     worker = Worker(
         engine,
         common.ReplicaRef(id=config.replica, incarnation=secrets.token_hex(8)),
         role_to_wire(config.role),
         peer_at=peers.at,
-        transport=transport,
+        ports=ports,
+        transports=transports,
         config=config.transport,
         ttl_s=config.ticket_ttl_s,
         offload=on_thread,
     )
+    worker.ready = False
     return worker, peers
 
 
@@ -182,4 +219,5 @@ def _record(config: WorkerConfig, worker: Worker) -> ReplicaRecord:
         block_size=config.engine.block_size,
         context_length=worker.engine.info.context_length,
         kv_tokens=worker.engine.pool.num_blocks * config.engine.block_size,
+        tensor_ranks=worker.me.tensor_ranks,
     )

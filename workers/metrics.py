@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+SCRAPE_S = 5.0
 
 
 class Meter:
@@ -18,15 +22,17 @@ class Meter:
         self._prefill = self._seconds("prefill_compute", "First step to the first token")
         self._admit = self._seconds("admit_wait", "Waiting for pages on the decode worker")
         self._transfer = self._seconds("transfer", "Fetching KV blocks")
-        self._bytes = Counter(
-            "kvasir_worker_transfer_bytes", "KV bytes fetched", registry=self.registry
+        self._exposed = self._seconds(
+            "transfer_exposed", "Fetching after everything was computed: what nothing hid"
         )
-        self._tokens = Counter(
-            "kvasir_worker_generated_tokens", "Tokens sampled", registry=self.registry
-        )
-        self._expired = Counter(
-            "kvasir_worker_tickets_expired", "Leases that ran out", registry=self.registry
-        )
+        self._bytes = self._count("transfer_bytes", "KV bytes fetched")
+        self._fetches = self._count("fetches", "Fetches that ended well", "transport")
+        self._fetches_failed = self._count("fetches_failed", "Fetches that broke off", "error")
+        self._tokens = self._count("generated_tokens", "Tokens sampled")
+        self._expired = self._count("tickets_expired", "Leases that ran out")
+        self._moved_in = self._count("moved_in", "Running sequences taken over from others")
+        self._moved_out = self._count("moved_out", "Running sequences that others took over")
+        self._drains = self._count("drains", "Drains that were begun")
 
         self._hottest = Gauge(
             "kvasir_worker_hottest_expert_ratio",
@@ -40,14 +46,15 @@ class Meter:
             ["when"],
             registry=self.registry,
         )
-        self._moved = Counter(
-            "kvasir_worker_experts_moved", "Slots whose expert changed", registry=self.registry
-        )
+        self._moved = self._count("experts_moved", "Slots whose expert changed")
 
     def _seconds(self, name: str, what: str) -> Histogram:
         return Histogram(
             f"kvasir_worker_{name}_seconds", what, buckets=SECONDS, registry=self.registry
         )
+
+    def _count(self, name: str, what: str, *labels: str) -> Counter:
+        return Counter(f"kvasir_worker_{name}", what, labels, registry=self.registry)
 
     def gauge(self, name: str, what: str, read: Callable[[], float]) -> None:
         """A figure read when it is scraped."""
@@ -57,10 +64,26 @@ class Meter:
         self._queue.observe(queue_s)
         self._prefill.observe(prefill_s)
 
-    def fetched(self, admit_wait_s: float, transfer_s: float, num_bytes: int) -> None:
-        self._admit.observe(admit_wait_s)
+    def fetched(
+        self, transport: str, num_bytes: int, *, wait_s: float, transfer_s: float, exposed_s: float
+    ) -> None:
+        self._admit.observe(wait_s)
         self._transfer.observe(transfer_s)
+        self._exposed.observe(exposed_s)
         self._bytes.inc(num_bytes)
+        self._fetches.labels(transport).inc()
+
+    def fetch_failed(self, error: str) -> None:
+        self._fetches_failed.labels(error).inc()
+
+    def moved_in(self) -> None:
+        self._moved_in.inc()
+
+    def moved_out(self) -> None:
+        self._moved_out.inc()
+
+    def drain_begun(self) -> None:
+        self._drains.inc()
 
     def balanced(self, hottest: Sequence[float], before: float, after: float, moved: int) -> None:
         for layer, ratio in enumerate(hottest):
@@ -77,7 +100,7 @@ class Meter:
 
     def serve(self, host: str, port: int) -> Callable[[], None]:
         """Expose /metrics; returns what stops it. Raises OSError when the port is taken."""
-        server, thread = start_http_server(port, addr=host, registry=self.registry)
+        server, thread = start_http_server(port, addr=host, registry=_OnLoop(self.registry))
 
         def stop() -> None:
             server.shutdown()
@@ -85,3 +108,19 @@ class Meter:
             thread.join()
 
         return stop
+
+
+class _OnLoop(Collector):
+    """What gauges read lives on the event loop, and reading it may change it: a pair that has
+    failed is retired by who looks first."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self._loop = asyncio.get_running_loop()
+
+    def collect(self) -> Iterable[Metric]:
+        """For the thread of a scrape."""
+        return asyncio.run_coroutine_threadsafe(self._collected(), self._loop).result(SCRAPE_S)
+
+    async def _collected(self) -> list[Metric]:
+        return list(self._registry.collect())

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import grpc
 import grpc.aio
 
+from workers.core.clock import Clock
 from workers.core.errors import TicketError, TransferError
 from workers.wire import worker_pb2 as worker
 from workers.wire import worker_pb2_grpc as worker_grpc
 
 MAX_MESSAGE_BYTES = 64 << 20
 CONNECT_S = 5.0
+MAX_CHANNELS = 64  # tickets name their peer, and a ticket is somebody's word
+IDLE_S = 60.0  # then a channel goes
+TEND_S = 2.0
 CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -26,42 +33,106 @@ CHANNEL_OPTIONS = (
 )
 
 
+def open_channel(address: str) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(address, CHANNEL_OPTIONS)
+
+
 class GrpcPeer:
-    def __init__(self, stub: worker_grpc.WorkerStub) -> None:
-        self._stub = stub
+    def __init__(self, peers: GrpcPeers, address: str) -> None:
+        self._peers = peers
+        self._address = address
 
     async def connect(self, request: worker.ConnectRequest) -> worker.ConnectResponse:
-        try:
-            response: worker.ConnectResponse = await self._stub.Connect(request, timeout=CONNECT_S)
-            return response
-        except grpc.aio.AioRpcError as error:
-            raise TransferError(f"Connect: {error.details()}") from error
+        with self._peers.stub(self._address) as stub:
+            try:
+                response: worker.ConnectResponse = await stub.Connect(request, timeout=CONNECT_S)
+                return response
+            except grpc.aio.AioRpcError as error:
+                raise TransferError(f"Connect: {error.details()}") from error
 
     async def fetch(
         self, requests: AsyncIterator[worker.FetchRequest]
     ) -> AsyncIterator[worker.FetchResponse]:
-        call = self._stub.FetchKV(requests)
-        try:
-            async for response in call:
-                yield response
-        except grpc.aio.AioRpcError as error:
-            gone = error.code() is grpc.StatusCode.FAILED_PRECONDITION
-            raise (TicketError if gone else TransferError)(f"FetchKV: {error.details()}") from error
-        finally:
-            call.cancel()
+        """Its reader says how long it waits for each response."""
+        with self._peers.stub(self._address) as stub:
+            call = stub.FetchKV(requests)
+            try:
+                async for response in call:
+                    yield response
+            except grpc.aio.AioRpcError as error:
+                gone = error.code() is grpc.StatusCode.FAILED_PRECONDITION
+                kind = TicketError if gone else TransferError
+                raise kind(f"FetchKV: {error.details()}") from error
+            finally:
+                call.cancel()
+
+
+@dataclass(eq=False)
+class _Kept:
+    channel: grpc.aio.Channel
+    calls: int = 0
+    used_at: float = 0.0
 
 
 class GrpcPeers:
-    """One channel an address, kept."""
+    """One channel an address, kept while it is used and a while longer."""
 
-    def __init__(self) -> None:
-        self._channels: dict[str, grpc.aio.Channel] = {}
+    def __init__(
+        self, clock: Clock, open_channel: Callable[[str], grpc.aio.Channel] = open_channel
+    ) -> None:
+        self._clock = clock
+        self._open_channel = open_channel
+        self._channels: dict[str, _Kept] = {}
+        self._dropped: list[grpc.aio.Channel] = []
 
     def at(self, address: str) -> GrpcPeer:
-        if address not in self._channels:
-            self._channels[address] = grpc.aio.insecure_channel(address, CHANNEL_OPTIONS)
-        return GrpcPeer(worker_grpc.WorkerStub(self._channels[address]))
+        return GrpcPeer(self, address)
+
+    @contextmanager
+    def stub(self, address: str) -> Iterator[worker_grpc.WorkerStub]:
+        """For one call. Raises TransferError when too many peers are spoken to at once."""
+        kept = self._channels.get(address)
+        if kept is None:
+            self._make_room()
+            kept = _Kept(self._open_channel(address))
+            self._channels[address] = kept
+        kept.calls += 1
+        try:
+            yield worker_grpc.WorkerStub(kept.channel)
+        finally:
+            kept.calls -= 1
+            kept.used_at = self._clock.now()
+
+    async def tend(self) -> None:
+        """Close what nobody uses. Runs as long as the worker does."""
+        while True:
+            await asyncio.sleep(TEND_S)
+            before = self._clock.now() - IDLE_S
+            self._drop(address for address, kept in self._idle() if kept.used_at < before)
+            await self._close_dropped()
+
+    def gone(self, address: str) -> None:
+        """No worker is there any more."""
+        self._drop(a for a, _ in self._idle() if a == address)
 
     async def close(self) -> None:
-        for channel in self._channels.values():
-            await channel.close()
+        self._drop(list(self._channels))
+        await self._close_dropped()
+
+    def _idle(self) -> list[tuple[str, _Kept]]:
+        return [(address, kept) for address, kept in self._channels.items() if not kept.calls]
+
+    def _make_room(self) -> None:
+        if len(self._channels) < MAX_CHANNELS:
+            return
+        idle = self._idle()
+        if not idle:
+            raise TransferError(f"{MAX_CHANNELS} peers are spoken to at once, no room for another")
+        self._drop([min(idle, key=lambda item: item[1].used_at)[0]])
+
+    def _drop(self, addresses: Iterable[str]) -> None:
+        self._dropped.extend(self._channels.pop(address).channel for address in addresses)
+
+    async def _close_dropped(self) -> None:
+        while self._dropped:
+            await self._dropped.pop().close()

@@ -17,6 +17,7 @@ from workers.wire import worker_pb2_grpc as worker_grpc
 from workers.worker import Worker
 
 T = TypeVar("T")
+MAX_CALLS = 4096  # at once; more are refused, so that nobody fills our memory with them
 SERVER_OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -41,35 +42,38 @@ class WorkerServicer(worker_grpc.WorkerServicer):
             yield event
 
     async def FetchKV(self, requests: Any, context: Any) -> None:
-        """Written by hand: a decode worker that does not read must not hold pages, and a generator
-        that waits in a blocked write sees neither a release nor the end of its lease."""
-        responses = _guarded(self._parts.prefill.fetch(aiter(requests)), context)
+        """Written by hand: a receiver that does not read must not hold pages, and a generator that
+        waits in a blocked write sees neither a release nor the end of its lease."""
+        responses = _guarded(self._parts.desk.fetch(aiter(requests)), context)
         async with aclosing(responses) as stream:
             async for response in stream:
                 try:
-                    async with asyncio.timeout(self._parts.prefill.patience_s):
+                    async with asyncio.timeout(self._parts.desk.patience_s):
                         await context.write(response)
                 except TimeoutError:
                     await stream.aclose()
-                    await _abort(context, TransferError("the decode worker does not read"))
+                    await _abort(context, TransferError("the receiver does not read"))
 
     async def Connect(self, request: Any, context: Any) -> worker.ConnectResponse:
         try:
-            return await self._parts.prefill.connect(request)
+            return await self._parts.desk.connect(request)
         except KvasirError as error:
             await _abort(context, error)
 
     async def Renew(self, request: Any, context: Any) -> worker.RenewResponse:
-        return self._parts.prefill.renew(request)
+        return self._parts.desk.renew(request)
 
     async def Release(self, request: Any, context: Any) -> worker.ReleaseResponse:
-        return self._parts.prefill.release(request)
+        return self._parts.desk.release(request)
 
     async def Cancel(self, request: Any, context: Any) -> worker.CancelResponse:
         self._parts.prefill.cancel(request.request_id)
         self._parts.decode.cancel(request.request_id)
         self._parts.aggregated.cancel(request.request_id)
         return worker.CancelResponse()
+
+    async def Move(self, request: Any, context: Any) -> worker.MoveResponse:
+        return worker.MoveResponse(moving=self._parts.live.move(request.request_id))
 
     async def Drain(self, request: Any, context: Any) -> worker.DrainResponse:
         return worker.DrainResponse(left=await self._parts.drain(request.budget_s))
@@ -80,6 +84,9 @@ class WorkerServicer(worker_grpc.WorkerServicer):
         except KvasirError as error:
             await _abort(context, error)
         return worker.SetRoleResponse()
+
+    async def SetLimits(self, request: Any, context: Any) -> worker.SetLimitsResponse:
+        return self._parts.set_limits(request.max_seqs, request.step_tokens)
 
     async def Watch(self, request: Any, context: Any) -> AsyncIterator[worker.LoadReport]:
         async for report in self._parts.watch(request.interval_s or 0.5):
@@ -111,7 +118,7 @@ async def _abort(context: Any, error: KvasirError) -> NoReturn:
 async def start_server(parts: Worker, host: str, port: int) -> tuple[grpc.aio.Server, int]:
     """Serve on host:port (0 = any free one); returns the server and its port. Raises OSError when
     the port is taken."""
-    server = grpc.aio.server(options=SERVER_OPTIONS)
+    server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
     worker_grpc.add_WorkerServicer_to_server(WorkerServicer(parts), server)
     try:
         bound = server.add_insecure_port(f"{host}:{port}")

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import httpx
 
+from cluster.admin_client import AdminClient
 from cluster.backends.gpus import gpu_env, visible_gpus
 from cluster.backends.ports import free_ports, settle
 from cluster.backends.process import ChildSpec
@@ -20,6 +21,7 @@ from cluster.backends.supervisor import Supervisor
 from cluster.config import ClusterConfig
 from cluster.redis_server import check, check_unused, registered, server_spec, wait_until_up
 from router.config import Address, RouterConfig
+from router.flow.classes import SloConfig
 from workers.config import WorkerConfig
 from workers.core.errors import ConfigError, KvasirError
 
@@ -55,6 +57,8 @@ class LocalCluster:
         self.model_dir = model_dir
         self._audience = audience
         self._log_dir = log_dir
+        self._router_file: dict[Path, str] = {}  # its slice, also when it is started again
+        self._admin = ""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[ClusterConfig]:
@@ -74,9 +78,12 @@ class LocalCluster:
                         ports=free_ports(config.num_workers),
                     )
                     workers = _worker_specs(slices, folder)
-                    router = _router_spec(
-                        config.router_slice(model_dir=self.model_dir, redis_url=redis_url), folder
+                    router_slice = config.router_slice(
+                        model_dir=self.model_dir, redis_url=redis_url
                     )
+                    self._router_file[folder / MARK] = router_slice.model_dump_json(indent=2)
+                    self._admin = str(_nearby(config.router.grpc))
+                    router = _router_spec(self._router_file)
                     names = [slice_.replica for slice_ in slices]
                     self._audience.say(
                         f"starting {', '.join(names)} and the router; logs in {logs}"
@@ -87,6 +94,14 @@ class LocalCluster:
                         yield config
         except BaseExceptionGroup as group:
             raise _first_fault(group) from None
+
+    async def set_slo(self, slo: SloConfig) -> None:
+        """New service classes for the router that runs, and for one that is started in its place.
+        Raises Unavailable where it does not answer now."""
+        for path, text in self._router_file.items():
+            router = RouterConfig.model_validate_json(text).model_copy(update={"slo": slo})
+            self._router_file[path] = router.model_dump_json(indent=2)
+        await asyncio.to_thread(_tell, self._admin, slo.model_dump_json())
 
     @asynccontextmanager
     async def _redis(
@@ -142,8 +157,17 @@ async def _is_healthy(client: httpx.AsyncClient) -> bool:
 
 def base_url(address: Address) -> str:
     """Where a client on this machine reaches `address`."""
+    return f"http://{_nearby(address)}"
+
+
+def _nearby(address: Address) -> Address:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
-    return f"http://{Address(host=host, port=address.port)}"
+    return Address(host=host, port=address.port)
+
+
+def _tell(router: str, slo: str) -> None:
+    with AdminClient(router) as client:
+        client.set_slo(slo)
 
 
 def _with_ports(config: ClusterConfig) -> ClusterConfig:
@@ -178,13 +202,14 @@ def _worker_spec(slice_: WorkerConfig, folder: Path, gpu: Mapping[str, str]) -> 
     )
 
 
-def _router_spec(slice_: RouterConfig, folder: Path) -> ChildSpec:
-    path = folder / MARK
+def _router_spec(files: Mapping[Path, str]) -> ChildSpec:
+    """`files`: its slice."""
+    (path,) = files
     return ChildSpec(
         ROUTER,
         [sys.executable, "-m", "router", "--config", str(path)],
         env=INSTALLED_ONLY,
-        files={path: slice_.model_dump_json(indent=2)},
+        files=files,
     )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from cluster.commands import bench
+from cluster.commands import bench, explain, simulate
 from cluster.commands.chat import chat
+from cluster.commands.fsck import fsck
 from cluster.commands.serve import serve
 from cluster.commands.size import size
-from cluster.commands.status import status, tickets
+from cluster.commands.status import status
+from cluster.commands.tickets import tickets
 
 app = typer.Typer(
     help="KV-aware serving, inference and routing of large language models.",
@@ -20,5 +22,8 @@ app.command()(serve)
 app.command()(chat)
 app.command()(status)
 app.command()(tickets)
+app.command()(fsck)
 app.command()(size)
 app.add_typer(bench.app, name="bench")
+app.add_typer(explain.app, name="explain")
+app.add_typer(simulate.app, name="simulate")

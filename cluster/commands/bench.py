@@ -20,12 +20,14 @@ from cluster.bench.report import Slo, as_table, summarise
 from cluster.bench.runner import Run
 from cluster.bench.workload import Job, fit_factor, read_trace, synthetic
 from cluster.commands.bench_engine import engine
+from cluster.commands.bench_transfer import transfer
 from cluster.endpoint import parse_url, takes_proxy
 from workers.core.clock import SystemClock
 from workers.core.errors import ConfigError
 
-app = typer.Typer(help="Measure a running cluster, or one engine.", no_args_is_help=True)
+app = typer.Typer(help="Measure a running cluster, one engine, or transfers.", no_args_is_help=True)
 app.command()(engine)
+app.command()(transfer)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,7 @@ from rich.status import Status
 
 from cluster.backends.local import LocalCluster, base_url
 from cluster.config import ClusterConfig, Overrides, example_config, load_config
+from cluster.live_config import LiveConfig
 from cluster.model_source import resolve_model
 from workers.core.clock import SystemClock
 
@@ -59,12 +61,19 @@ def serve(
         redis_url=redis_url,
         dtype=dtype,
     )
-    settings = load_config(config or example_config(), overrides)
+    path = config or example_config()
+    settings = load_config(path, overrides)
     model_dir = resolve_model(settings.model)
-    asyncio.run(_serve(settings, model_dir, log_dir))
+    asyncio.run(_serve(path, overrides, settings, model_dir, log_dir))
 
 
-async def _serve(settings: ClusterConfig, model_dir: Path, log_dir: Path | None) -> None:
+async def _serve(
+    path: Path,
+    overrides: Overrides,
+    settings: ClusterConfig,
+    model_dir: Path,
+    log_dir: Path | None,
+) -> None:
     screen = _Screen()
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
@@ -82,7 +91,8 @@ async def _serve(settings: ClusterConfig, model_dir: Path, log_dir: Path | None)
         with screen:
             async with cluster.running() as settled:
                 screen.ready(settled)
-                await loop.create_future()
+                read = functools.partial(load_config, path, overrides)
+                await LiveConfig(path, settings, read, cluster.set_slo, screen.say).follow()
     except asyncio.CancelledError:
         screen.say("stopped; nothing is left running")
 

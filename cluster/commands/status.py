@@ -1,4 +1,4 @@
-"""`kvasir status` and `kvasir tickets`: what the router knows, as tables."""
+"""`kvasir status`: what the router knows, as a table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from rich.table import Table
 from cluster.admin_client import AdminClient
 from workers.wire import admin_pb2 as admin
 from workers.wire import common_pb2 as common
-from workers.wire import worker_pb2 as worker
 
 Router = Annotated[str, typer.Option("--router", help="gRPC address of the router")]
 DEFAULT_ROUTER = "127.0.0.1:9000"
@@ -24,19 +23,12 @@ def status(router: Router = DEFAULT_ROUTER) -> None:
         answer = client.status()
     console = Console(highlight=False)
     console.print(replica_table(answer))
+    console.print(class_table(answer))
     redis = "up" if answer.redis_up else "[red]away[/red]"
     console.print(
         f"{answer.requests_in_flight} requests in flight, {answer.requests_total} since start, "
         f"{answer.requests_failed} failed; redis {redis}; {answer.index_blocks} blocks in the index"
     )
-
-
-def tickets(router: Router = DEFAULT_ROUTER) -> None:
-    """Handoffs that are open now, and how each came to be where it is."""
-    with AdminClient(router) as client:
-        answer = client.tickets()
-    console = Console(highlight=False)
-    console.print(ticket_table(answer) if answer.tickets else "no ticket is open")
 
 
 def replica_table(answer: admin.StatusResponse) -> Table:
@@ -65,30 +57,21 @@ def replica_table(answer: admin.StatusResponse) -> Table:
     return table
 
 
+def class_table(answer: admin.StatusResponse) -> Table:
+    """Who waits in front of the cluster. `good`: of what ended, within the targets of its class."""
+    table = Table(box=SIMPLE, padding=0, show_edge=False)
+    table.add_column("class", no_wrap=True)
+    for name in ("queued", "admitted", "refused", "good"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for slo in answer.classes:
+        counts = (slo.queued, slo.admitted, slo.refused)
+        table.add_row(slo.name, *map(str, counts), _percent(slo.good, slo.ended))
+    return table
+
+
 def _position(replica: admin.ReplicaStatus) -> tuple[int, str]:
     """Prefill before decode: the order in which a request meets them."""
     return replica.load.role, replica.load.replica.id
-
-
-def ticket_table(answer: worker.TicketsResponse) -> Table:
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    for name in ("ticket", "request", "state"):
-        table.add_column(name)
-    for name in ("epoch", "blocks", "age", "lease left"):
-        table.add_column(name, justify="right")
-    table.add_column("story", overflow="fold")
-    for ticket in answer.tickets:
-        table.add_row(
-            ticket.id[:12],
-            ticket.request_id,
-            ticket.state,
-            str(ticket.epoch),
-            str(ticket.num_blocks),
-            f"{ticket.age_s:.1f} s",
-            f"{ticket.lease_left_s:.1f} s",
-            "; ".join(ticket.story),
-        )
-    return table
 
 
 def _percent(part: int, whole: int) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -16,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from router.api import Call, Generator, ModelCard
+from router.api import Call, Generator, ModelCard, Terms
 from router.gateway import chat, completions
 from router.gateway.answers import Shape, collect, stream
 from router.gateway.errors import (
@@ -28,9 +29,11 @@ from router.gateway.errors import (
 from router.gateway.parsing import Body, parse_body, read_body
 from router.gateway.schemas import ChatBody, CompletionBody, SamplingBody
 from router.gateway.sse import Emit, EventStream, unless_client_leaves
+from router.gateway.terms import terms_of
 from workers.core.clock import unix_time
 from workers.core.errors import KvasirError, ModelNotFound
 
+REQUEST_ID = "kvasir.request_id"  # where it stands in the scope
 _CLIENT_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -38,13 +41,15 @@ def create_app(
     generator: Generator,
     *,
     ready: Callable[[], bool],
+    classes: Callable[[], Collection[str]] = tuple,
     registry: CollectorRegistry | None = None,
     max_body_bytes: int = 8 << 20,
     refused: Callable[[KvasirError], None] = lambda error: None,
 ) -> ASGIApp:
-    """`ready`: whether the generator can answer now, for /health. Without a `registry` there is no
-    /metrics. `refused` hears of requests that never got to the generator."""
-    gateway = _Gateway(generator, ready, registry, max_body_bytes, refused)
+    """`ready`: whether the generator can answer now, for /health. `classes`: service classes that
+    there are now. Without a `registry` there is no /metrics. `refused` hears of requests that never
+    got to the generator."""
+    gateway = _Gateway(generator, ready, classes, registry, max_body_bytes, refused)
     routes = [
         Route("/v1/chat/completions", gateway.chat_completions, methods=["POST"]),
         Route("/v1/completions", gateway.completions, methods=["POST"]),
@@ -72,41 +77,44 @@ class _Gateway:
         self,
         generator: Generator,
         ready: Callable[[], bool],
+        classes: Callable[[], Collection[str]],
         registry: CollectorRegistry | None,
         max_body_bytes: int,
         refused: Callable[[KvasirError], None],
     ) -> None:
         self._generator = generator
         self._ready = ready
+        self._classes = classes
         self._registry = registry
         self._max_body_bytes = max_body_bytes
         self._refused = refused
 
     async def chat_completions(self, request: Request) -> ASGIApp:
-        body = await self._body(ChatBody, request)
+        body, terms = await self._asked(ChatBody, request)
         answer_id = chat.ID_PREFIX + secrets.token_hex(16)
         shape = chat.ChatShape(body, answer_id, int(unix_time()), self._generator.token_text)
-        return await self._answer(request, body, chat.chat_calls(body, answer_id), shape)
+        calls = chat.chat_calls(body, answer_id, terms)
+        return await self._answer(request, body, _named(calls, request, answer_id), shape)
 
     async def completions(self, request: Request) -> ASGIApp:
-        body = await self._body(CompletionBody, request)
+        body, terms = await self._asked(CompletionBody, request)
         answer_id = completions.ID_PREFIX + secrets.token_hex(16)
         shape = completions.CompletionShape(
             body, answer_id, int(unix_time()), self._generator.token_text
         )
-        return await self._answer(
-            request, body, completions.completion_calls(body, answer_id), shape
-        )
+        calls = completions.completion_calls(body, answer_id, terms)
+        return await self._answer(request, body, _named(calls, request, answer_id), shape)
 
-    async def _body(self, kind: type[Body], request: Request) -> Body:
-        """Raises what is wrong with it, or ModelNotFound."""
+    async def _asked(self, kind: type[Body], request: Request) -> tuple[Body, Terms]:
+        """Raises what is wrong with body or headers, or ModelNotFound."""
         try:
             body = parse_body(kind, await read_body(request, self._max_body_bytes))
+            terms = terms_of(request.headers, body.service_tier, self._classes())
             self._card(body.model)
         except KvasirError as error:
             self._refused(error)
             raise
-        return body
+        return body, terms
 
     async def _answer(
         self, request: Request, body: SamplingBody, calls: Sequence[Call], shape: Shape
@@ -146,6 +154,12 @@ class _Gateway:
         raise ModelNotFound(model, [card.id for card in cards])
 
 
+def _named(calls: Sequence[Call], request: Request, answer_id: str) -> list[Call]:
+    """Each of them is also known by the id of the answer, and by that of the HTTP request."""
+    also = (request.scope[REQUEST_ID], answer_id)
+    return [replace(call, also=also) for call in calls]
+
+
 def _describe(card: ModelCard) -> dict[str, Any]:
     return {
         "id": card.id,
@@ -168,6 +182,8 @@ class _RequestId:
             return
         given = Request(scope).headers.get("x-request-id", "")
         request_id = given if _CLIENT_ID.fullmatch(given) else f"req-{secrets.token_hex(16)}"
+
+        scope[REQUEST_ID] = request_id
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from router.api import Call, Delta
+from router.api import Call, Delta, Terms
 from router.gateway.answers import Choice, chunk_frame, logprob
 from router.gateway.schemas import ChatBody
 from workers.core.request import SampledToken
@@ -14,7 +14,7 @@ from workers.core.request import SampledToken
 ID_PREFIX = "chatcmpl-"
 
 
-def chat_calls(body: ChatBody, answer_id: str) -> list[Call]:
+def chat_calls(body: ChatBody, answer_id: str, terms: Terms) -> list[Call]:
     """One for each of the n samples; they share the prompt and so, mostly, its KV."""
     prompt = [message.plain() for message in body.messages]
     return [
@@ -24,6 +24,7 @@ def chat_calls(body: ChatBody, answer_id: str) -> list[Call]:
             params=body.sample_params(sample),
             request_id=answer_id if body.samples == 1 else f"{answer_id}-{sample}",
             cache_salt=body.cache_salt or "",
+            terms=terms,
         )
         for sample in range(body.samples)
     ]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from router.api import Call, Delta
+from router.api import Call, Delta, Terms
 from router.gateway.answers import Choice, chunk_frame, logprob
 from router.gateway.schemas import CompletionBody
 from workers.core.request import SampledToken
@@ -14,7 +14,7 @@ from workers.core.request import SampledToken
 ID_PREFIX = "cmpl-"
 
 
-def completion_calls(body: CompletionBody, answer_id: str) -> list[Call]:
+def completion_calls(body: CompletionBody, answer_id: str, terms: Terms) -> list[Call]:
     """n samples of the first prompt, then of the second, and so on: the order of `choices`."""
     calls = [
         (prompt, body.sample_params(sample))
@@ -28,6 +28,7 @@ def completion_calls(body: CompletionBody, answer_id: str) -> list[Call]:
             params=params,
             request_id=answer_id if len(calls) == 1 else f"{answer_id}-{index}",
             cache_salt=body.cache_salt or "",
+            terms=terms,
         )
         for index, (prompt, params) in enumerate(calls)
     ]

@@ -30,7 +30,6 @@ _ONLY_DEFAULT: dict[str, tuple[object, ...]] = {
     "prediction": (),
     "reasoning_effort": (),
     "response_format": ({"type": "text"},),
-    "service_tier": ("auto", "default"),
     "store": (False,),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),

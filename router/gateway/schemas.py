@@ -150,6 +150,7 @@ class SamplingBody(_Strict):
     stop_token_ids: list[Int] | None = None
     ignore_eos: bool | None = None
     cache_salt: str | None = Field(None, max_length=256)
+    service_tier: Literal["auto", "default", "flex", "priority"] | None = None
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> SamplingBody:

@@ -1,70 +1,84 @@
 """A mirror that believes its own router: what was sent to a replica counts as cached at once.
 
 Between a decision and the event that confirms it lies a whole prefill; requests of a burst that
-share a prefix would spread over all replicas meanwhile. Expectations live in two generations of
-`ttl_s` each: young ones are added to, old ones are dropped when the young take their place. An
-event that says "removed" retracts them earlier.
+share a prefix would spread over all replicas meanwhile. Expectations stand beside the mirror, end
+with the event that confirms or retracts them, and are counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
 
+from router.index.expectations import Expectations, Honesty
 from router.index.memory import MemoryIndex
 from workers.core.clock import Clock
 from workers.core.events import EventKind, KVEvent
 from workers.core.hashing import BlockId
 
-EXPECTED_SHARE = 8  # each generation may hold this part of the mirror's blocks
+EXPECTED_SHARE = 8  # a generation of expectations may have this part of the mirror's blocks
 
 
 class ExpectingIndex:
-    """A PrefixIndex. count() and len() speak of what replicas confirmed."""
+    """A PrefixIndex. count(), held() and len() speak of what replicas confirmed."""
 
-    def __init__(self, clock: Clock, max_blocks: int = 1 << 20, ttl_s: float = 10.0) -> None:
-        self._clock = clock
-        self._ttl_s = ttl_s
-        self._max_expected = max(1, max_blocks // EXPECTED_SHARE)
+    def __init__(self, clock: Clock, max_blocks: int = 1 << 20, ttl_s: float = 60.0) -> None:
         self._mirror = MemoryIndex(max_blocks)
-        self._young = MemoryIndex(self._max_expected)
-        self._old = MemoryIndex(self._max_expected)
-        self._born = clock.now()
+        self._expected = Expectations(clock, max(1, max_blocks // EXPECTED_SHARE), ttl_s)
+
+    @property
+    def honesty(self) -> Honesty:
+        return self._expected.honesty
+
+    @property
+    def evicted(self) -> int:
+        return self._mirror.evicted
 
     def apply(self, replica: str, events: Sequence[KVEvent]) -> None:
+        bit = self._mirror.slots.find(replica)
+        for event in events if bit else ():
+            if event.kind is EventKind.STORED:
+                self._expected.confirm(bit, event.blocks)
+            elif event.kind is EventKind.REMOVED:
+                self._expected.retract(bit, event.blocks)
+            else:
+                self._expected.retract_all(bit)
         self._mirror.apply(replica, events)
-        gone = [event for event in events if event.kind is not EventKind.STORED]
-        if gone:
-            self._young.apply(replica, gone)
-            self._old.apply(replica, gone)
 
-    def expect(self, replica: str, blocks: Sequence[BlockId]) -> None:
-        self._age()
-        self._young.apply(replica, [KVEvent(EventKind.STORED, tuple(blocks))])
+    def replace(self, replica: str, blocks: Sequence[BlockId]) -> Generator[None]:
+        """What the snapshot does not know yet stays expected."""
+        slots, expected = self._mirror.slots, self._expected
+        before = slots.find(replica)
+        for _ in self._mirror.replace(replica, blocks):
+            yield
+            before = slots.find(replica)  # it may have been met first meanwhile
+        bit = slots.find(replica)
+        expected.move(before, bit)
+        pending = expected.pending(bit)
+        unknown = set(self._mirror.lacking(bit, pending))
+        expected.confirm(bit, [block for block in pending if block not in unknown])
 
     def clear(self, replica: str) -> None:
-        for index in (self._mirror, self._young, self._old):
-            index.clear(replica)
+        self._expected.retract_all(self._mirror.slots.find(replica))
+        self._mirror.clear(replica)
 
-    def match(self, blocks: Sequence[BlockId]) -> dict[str, int]:
-        """The longest of what is known and what is expected, for each replica."""
-        self._age()
-        found = self._mirror.match(blocks)
-        for expected in (self._young, self._old):
-            for replica, depth in expected.match(blocks).items():
-                found[replica] = max(depth, found.get(replica, 0))
-        return found
+    def expect(self, replica: str, blocks: Sequence[BlockId]) -> None:
+        bit = self._mirror.slots.of(replica)
+        self._expected.add(bit, self._mirror.lacking(bit, blocks))
+        self._mirror.touch(blocks)
+
+    def match(self, blocks: Sequence[BlockId]) -> Mapping[str, int]:
+        """Leading blocks that are known or expected, for each replica."""
+        return self._mirror.match(blocks, self._expected.masks())
 
     def count(self, replica: str) -> int:
         return self._mirror.count(replica)
 
+    def held(self, replica: str) -> set[BlockId]:
+        return self._mirror.held(replica)
+
     def __len__(self) -> int:
         return len(self._mirror)
 
-    def _age(self) -> None:
-        age = self._clock.now() - self._born
-        if age < self._ttl_s:
-            return
-        # after two lifetimes of quiet the young ones are too old as well
-        self._old = self._young if age < 2 * self._ttl_s else MemoryIndex(self._max_expected)
-        self._young = MemoryIndex(self._max_expected)
-        self._born = self._clock.now()
+    def check_integrity(self) -> None:
+        self._mirror.check_integrity()
+        self._expected.check_integrity()

@@ -1,148 +1,221 @@
-"""The router's mirror: block id -> bit mask of replica slots, in one dict.
+"""The router's mirror: block id -> bit mask of replicas, in one dict.
 
-A block costs about 200 bytes: 49 of id, about 28 of mask and the dict's entry at its usual load.
-Above the cap the blocks longest not stored anew go first; a request for them merely finds a shorter
-prefix than there is.
+A block costs 110 to 190 bytes: 64 of id, and the dict's entry at its usual load, which is lower
+once blocks leave and come. Masks are shared. At the cap those blocks go first that were longest
+neither stored nor routed to; a request for them merely finds a shorter prefix than there is.
+
+What is done to many blocks at once runs inside C (map, zip, update): a loop in Python would take
+twice as long as events may. Work that grows with the whole index is cut into pieces.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import islice
+from collections import Counter, deque
+from collections.abc import Generator, Mapping, Sequence
+from itertools import islice, repeat
+from operator import eq
 
+from router.index.slots import Slots, each_bit
 from workers.core.events import EventKind, KVEvent
 from workers.core.hashing import BlockId
 
 BYTES_PER_BLOCK = 200
-EVICT_SHARE = 16  # a full index makes room for this share of itself at once
+EVICT_SHARE = 64  # a full index makes room for this share of itself at once
+MASKS_KEPT = 2048  # masks that blocks share
+PIECE = 8192  # blocks looked at or stored between two chances for others to run
+
+Hints = Sequence[Mapping[BlockId, int]]  # masks beside the index's own
 
 
 class MemoryIndex:
-    """A PrefixMirror in this process. Slots are small integers, reused only after clear()."""
+    """A PrefixMirror in this process. len() counts blocks of lost replicas until they are swept."""
 
     def __init__(self, max_blocks: int = 1 << 20) -> None:
         assert max_blocks > 0
+        self.slots = Slots()
+        self.evicted = 0
         self._max_blocks = max_blocks
         self._masks: dict[BlockId, int] = {}
-        self._slots: dict[str, int] = {}
-        self._names: list[str | None] = []
-        self._counts: list[int] = []
+        self._counts: Counter[int] = Counter()  # by bit
+        self._joins: dict[int, _Join] = {}
+        self._shared: dict[int, int] = {}
+        self._sweeping = 0
+        self._unswept: list[BlockId] = []
 
     def apply(self, replica: str, events: Sequence[KVEvent]) -> None:
-        slot = self._slot(replica)
         for event in events:
+            bit = self.slots.of(replica)
             if event.kind is EventKind.STORED:
-                self._store(slot, event.blocks)
+                self._store(bit, event.blocks)
             elif event.kind is EventKind.REMOVED:
-                self._remove(slot, event.blocks)
+                self._remove(bit, event.blocks)
             else:
-                self._wipe(slot)
+                self.clear(replica)
+        self._sweep()
+
+    def replace(self, replica: str, blocks: Sequence[BlockId]) -> Generator[None]:
+        """Fills a new bit a piece at a time; what match() says changes at once, at the end."""
+        bit = self.slots.draw()
+        filled = False
+        try:
+            for start in range(0, len(blocks), PIECE):
+                self._store(bit, blocks[start : start + PIECE])
+                yield
+            self._counts.pop(self.slots.find(replica), None)
+            self.slots.give(replica, bit)
+            filled = True
+        finally:
+            if not filled:
+                self._counts.pop(bit, None)
+                self.slots.drop(bit)
+        self._sweep()
 
     def clear(self, replica: str) -> None:
-        """Walks the whole index (about 0.1 s for a million blocks): a replica died or restarted."""
-        slot = self._slots.pop(replica, None)
-        if slot is not None:
-            self._wipe(slot)
-            self._names[slot] = None
+        """It matches nothing from now on; its bit leaves the masks in pieces."""
+        self._counts.pop(self.slots.take(replica), None)
+        self._sweep()
 
-    def match(self, blocks: Sequence[BlockId]) -> dict[str, int]:
-        if not blocks:
-            return {}
-        alive = self._masks.get(blocks[0], 0)
+    def match(self, blocks: Sequence[BlockId], hints: Hints = ()) -> Mapping[str, int]:
+        """One walk: a replica drops out at the first block that neither it nor a hint has."""
+        get, at = self._masks.get, self.slots.at
         found: dict[str, int] = {}
-        for depth in range(1, len(blocks)):
-            if not alive:
-                return found
-            mask = alive & self._masks.get(blocks[depth], 0)
+        alive = self.slots.live
+        for depth, block in enumerate(blocks):
+            mask = get(block, 0)
             if mask != alive:
-                self._note(alive & ~mask, depth, found)
+                mask &= alive
+                if mask == alive:
+                    continue
+                for hint in hints:
+                    mask |= hint.get(block, 0) & alive
+                if depth and mask != alive:
+                    gone = at(alive ^ mask, depth)
+                    found = found | gone if found else gone
+                if not mask:
+                    return found
                 alive = mask
-        self._note(alive, len(blocks), found)
-        return found
+        if not blocks:
+            return found
+        return found | at(alive, len(blocks)) if found else at(alive, len(blocks))
+
+    def touch(self, blocks: Sequence[BlockId]) -> None:
+        """A request was routed by these: as good as stored again, once the cap is in sight."""
+        if not self._crowded:
+            return
+        ids = dict.fromkeys(blocks)
+        held = list(map(self._masks.pop, ids, repeat(0)))
+        self._masks.update((block, mask) for block, mask in zip(ids, held, strict=True) if mask)
+
+    def lacking(self, bit: int, blocks: Sequence[BlockId]) -> list[BlockId]:
+        """Those of which the masks do not have the bit."""
+        get = self._masks.get
+        return [block for block in blocks if not get(block, 0) & bit]
 
     def count(self, replica: str) -> int:
-        slot = self._slots.get(replica)
-        return 0 if slot is None else self._counts[slot]
+        return self._counts[self.slots.find(replica)]
+
+    def held(self, replica: str) -> set[BlockId]:
+        """Walks the whole index."""
+        bit = self.slots.find(replica)
+        return {block for block, mask in self._masks.items() if mask & bit}
 
     def __len__(self) -> int:
         return len(self._masks)
 
     def check_integrity(self) -> None:
-        """Counts agree with masks, free slots have no bits, nothing is above the cap."""
-        counts = [0] * len(self._names)
+        """Counts agree with masks, every bit in a mask is known, nothing is above the cap."""
+        counts: Counter[int] = Counter()
         for mask in self._masks.values():
             assert mask > 0, "a block that nobody holds"
-            for slot in _bits(mask):
-                counts[slot] += 1
-        assert counts == self._counts, f"counts {self._counts}, masks say {counts}"
-        for slot, name in enumerate(self._names):
-            assert name is None or self._slots[name] == slot
-            assert name is not None or counts[slot] == 0, f"free slot {slot} has bits"
+            counts.update(each_bit(mask & ~self.slots.gone))
+        assert counts == +self._counts, f"counts {self._counts}, masks say {counts}"
+        assert not (self._sweeping & ~self.slots.gone)
         assert len(self._masks) <= self._max_blocks
+        self.slots.check_integrity()
 
-    def _slot(self, replica: str) -> int:
-        slot = self._slots.get(replica)
-        if slot is None:
-            if None in self._names:
-                slot = self._names.index(None)
-                self._names[slot] = replica
-            else:
-                slot = len(self._names)
-                self._names.append(replica)
-                self._counts.append(0)
-            self._slots[replica] = slot
-        return slot
+    @property
+    def _crowded(self) -> bool:
+        return len(self._masks) > self._max_blocks // 2
 
-    def _store(self, slot: int, blocks: Sequence[BlockId]) -> None:
-        bit = 1 << slot
-        for block in blocks:
-            mask = self._masks.pop(block, 0)  # out and in again: the dict's order is the age
-            self._masks[block] = mask | bit
-            if not mask & bit:
-                self._counts[slot] += 1
-        if len(self._masks) > self._max_blocks:
+    def _store(self, bit: int, blocks: Sequence[BlockId]) -> None:
+        """Once the cap is in sight a block known before leaves the dict and comes in again: the
+        dict's order is the age."""
+        masks, ids = self._masks, dict.fromkeys(blocks, bit)
+        gained = len(ids)
+        if masks.keys().isdisjoint(ids):
+            masks.update(ids)
+        else:
+            take = masks.pop if self._crowded else masks.get
+            held = list(map(take, ids, repeat(0)))
+            joined = list(map(self._join(bit).__getitem__, held))
+            masks.update(zip(ids, joined, strict=True))
+            gained -= sum(map(eq, held, joined))
+        self._counts[bit] += gained
+        if len(masks) > self._max_blocks:
             self._evict()
+
+    def _join(self, bit: int) -> _Join:
+        join = self._joins.get(bit)
+        if join is None:
+            join = self._joins[bit] = _Join(bit, self._shared)
+        return join
 
     def _evict(self) -> None:
         """In bulk: a dict that lost its oldest entries is slow to say what its oldest one is."""
         surplus = len(self._masks) - self._max_blocks + self._max_blocks // EVICT_SHARE
-        for block in list(islice(self._masks, surplus)):
-            for holder in _bits(self._masks.pop(block)):
-                self._counts[holder] -= 1
+        oldest = list(islice(self._masks, surplus))
+        self.evicted += surplus
+        for mask, times in Counter(map(self._masks.pop, oldest)).items():
+            for bit in each_bit(mask & ~self.slots.gone):
+                self._counts[bit] -= times
 
-    def _remove(self, slot: int, blocks: Sequence[BlockId]) -> None:
-        bit = 1 << slot
-        for block in blocks:
-            mask = self._masks.get(block, 0)
+    def _remove(self, bit: int, blocks: Sequence[BlockId]) -> None:
+        masks, ids = self._masks, dict.fromkeys(blocks)
+        held = list(map(masks.get, ids, repeat(0)))
+        if held.count(bit) == len(held):  # nobody else has any of them
+            deque(map(masks.pop, ids), maxlen=0)
+            self._counts[bit] -= len(held)
+            return
+        for block, mask in zip(ids, held, strict=True):
             if mask & bit:
-                self._counts[slot] -= 1
-                self._drop(block, mask & ~bit)
+                self._counts[bit] -= 1
+                if mask == bit:
+                    del masks[block]
+                else:
+                    masks[block] = mask ^ bit
 
-    def _wipe(self, slot: int) -> None:
-        bit = 1 << slot
-        held = [(block, mask) for block, mask in self._masks.items() if mask & bit]
-        for block, mask in held:
-            self._drop(block, mask & ~bit)
-        self._counts[slot] = 0
+    def _sweep(self) -> None:
+        """Takes the bits that are gone out of the next piece of the masks, if there are any."""
+        if not self._unswept:
+            if not self.slots.gone:
+                return
+            self._sweeping, self._unswept = self.slots.gone, list(self._masks)
+        masks, stays = self._masks, ~self._sweeping
+        for block in self._unswept[-PIECE:]:
+            mask = masks.get(block, 0)
+            if mask & self._sweeping:
+                if mask & stays:
+                    masks[block] = mask & stays
+                else:
+                    del masks[block]
+        del self._unswept[-PIECE:]
+        if not self._unswept:
+            self.slots.swept(self._sweeping)
+            self._sweeping = 0
 
-    def _drop(self, block: BlockId, mask: int) -> None:
-        if mask:
-            self._masks[block] = mask
-        else:
-            del self._masks[block]
 
-    def _note(self, mask: int, depth: int, found: dict[str, int]) -> None:
-        for slot in _bits(mask):
-            name = self._names[slot]
-            assert name is not None, f"free slot {slot} matched"
-            found[name] = depth
+class _Join(dict[int, int]):
+    """mask -> mask | bit. Equal masks are one object, or each block would have its own."""
 
+    def __init__(self, bit: int, shared: dict[int, int]) -> None:
+        super().__init__()
+        self._bit = bit
+        self._shared = shared
 
-def _bits(mask: int) -> list[int]:
-    """Positions of the set bits."""
-    found = []
-    while mask:
-        low = mask & -mask
-        found.append(low.bit_length() - 1)
-        mask ^= low
-    return found
+    def __missing__(self, mask: int) -> int:
+        for known in (self, self._shared):
+            if len(known) >= MASKS_KEPT:
+                known.clear()
+        joined = mask | self._bit
+        joined = self[mask] = self._shared.setdefault(joined, joined)
+        return joined

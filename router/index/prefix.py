@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Protocol
 
 from workers.core.events import KVEvent
@@ -12,17 +12,28 @@ from workers.core.hashing import BlockId
 class PrefixMirror(Protocol):
     """Which replica caches which block, as the replicas say. They are known by their id."""
 
+    @property
+    def evicted(self) -> int:
+        """Blocks that were forgotten for want of room."""
+
     def apply(self, replica: str, events: Sequence[KVEvent]) -> None:
         """What the replica says it stored and dropped, in order."""
+
+    def replace(self, replica: str, blocks: Sequence[BlockId]) -> Generator[None]:
+        """The replica holds exactly these, no block twice. Works from yield to yield, so that
+        others may run between; what match() says changes once, at the end."""
 
     def clear(self, replica: str) -> None:
         """The replica holds nothing any more."""
 
-    def match(self, blocks: Sequence[BlockId]) -> dict[str, int]:
+    def match(self, blocks: Sequence[BlockId]) -> Mapping[str, int]:
         """Leading blocks that each replica holds; replicas that hold none are left out."""
 
     def count(self, replica: str) -> int:
         """Blocks known of one replica."""
+
+    def held(self, replica: str) -> set[BlockId]:
+        """All blocks known of one replica. Slow."""
 
     def __len__(self) -> int:
         """Different blocks known."""

@@ -15,12 +15,13 @@ def refuse(need: Need, replica: Replica) -> Refusal | None:
     """Why this replica cannot take it; None = it can."""
     if not serves(replica.role, need.phase):
         return Refusal.ROLE
-    if replica.state is ReplicaState.DRAINING:
-        return Refusal.DRAINING
-    if not replica.up:
-        return Refusal.NOT_UP
+    if replica.state is not ReplicaState.UP:
+        draining = replica.state is ReplicaState.DRAINING
+        return Refusal.DRAINING if draining else Refusal.NOT_UP
     if need.kv_abi is not None and replica.kv_abi != need.kv_abi:
         return Refusal.KV_ABI
     if need.num_tokens > replica.capacity_tokens:
         return Refusal.CAPACITY
+    if need.sender is not None and need.sender in replica.load.quarantined:
+        return Refusal.QUARANTINED
     return None

@@ -6,48 +6,53 @@ import random
 from collections.abc import Iterable
 
 from router.latency import LatencyModel
-from router.placement.decision import Decision, Need, Phase, Refusal, Score
+from router.placement.decision import Decision, Need, Refusal
 from router.placement.filters import refuse
-from router.placement.scorers import AggregatedScorer, DecodeScorer, PrefillScorer, Scorer
+from router.placement.policies.cached import Soonest
+from router.placement.policies.kvasir import Kvasir
+from router.placement.policies.policy import Policy
+from router.placement.scorers import Scorer
 from router.replica import Replica
-from workers.core.roles import RoleName
-
-TIE = 1.001  # predictions closer than this are equal; ties are drawn, so that nobody is flooded
+from workers.core.clock import SystemClock
 
 
 class Placement:
-    """Chooses the replica with the lowest predicted time. Knows no request and keeps no state."""
+    """Chooses a replica for each sequence. `policy` chooses among those that can prefill it (None =
+    Kvasir's own); a decode goes where its predicted time is lowest. Knows no request."""
 
-    def __init__(self, latency: LatencyModel, rng: random.Random) -> None:
-        decode = DecodeScorer(latency)
-        self._scorers: dict[tuple[Phase, RoleName], Scorer] = {
-            ("prefill", "prefill"): PrefillScorer(latency),
-            ("prefill", "aggregated"): AggregatedScorer(latency),
-            ("decode", "decode"): decode,
-            ("decode", "aggregated"): decode,
-        }
-        self._rng = rng
+    def __init__(
+        self, latency: LatencyModel, rng: random.Random, policy: Policy | None = None
+    ) -> None:
+        self._scorer = Scorer(latency)
+        self._prefill = Kvasir(rng, SystemClock()) if policy is None else policy
+        self._decode = Soonest(rng)
 
     def place(self, need: Need, replicas: Iterable[Replica]) -> Decision | None:
         """None: nobody can take it now."""
         refused: dict[str, Refusal] = {}
         able: list[Replica] = []
+        slow: list[Replica] = []
         for replica in replicas:
             why = refuse(need, replica)
             if why is None:
                 able.append(replica)
+            elif why is Refusal.QUARANTINED:
+                slow.append(replica)
             else:
                 refused[replica.id] = why
+        if able:
+            refused.update((replica.id, Refusal.QUARANTINED) for replica in slow)
+        able = able or slow
         if not able:
             return None
-        scores = {r.id: self._scorers[need.phase, r.role].score(need, r) for r in able}
-        chosen = self._pick(_preferred(need, able), scores)
-        return Decision(chosen, need.cached.get(chosen.id, 0), scores, refused)
-
-    def _pick(self, able: list[Replica], scores: dict[str, Score]) -> Replica:
-        best = min(scores[replica.id].total_s for replica in able)
-        ties = [replica for replica in able if scores[replica.id].total_s <= best * TIE]
-        return self._rng.choice(ties)
+        preferred = _preferred(need, able)
+        if len(preferred) < len(able):
+            left = (replica for replica in able if replica not in preferred)
+            refused.update((replica.id, _passed_over(need, replica)) for replica in left)
+        among = self._scorer.score(need, preferred)
+        policy = self._prefill if need.phase == "prefill" else self._decode
+        chosen = policy.choose(need, among)
+        return Decision(among.replicas[chosen], among.cached[chosen], among, refused)
 
 
 def _preferred(need: Need, able: list[Replica]) -> list[Replica]:
@@ -57,3 +62,8 @@ def _preferred(need: Need, able: list[Replica]) -> list[Replica]:
     if need.phase == "prefill":
         return fresh
     return [replica for replica in fresh if replica.role == "decode"] or fresh
+
+
+def _passed_over(need: Need, replica: Replica) -> Refusal:
+    failed = replica.incarnation in need.avoid
+    return Refusal.FAILED_IT if failed else Refusal.AGGREGATED

@@ -1,56 +1,53 @@
-"""How good a replica would be for it, in predicted seconds."""
+"""How good each replica would be for it, in predicted seconds: before its own work, and of it."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
 
 from router.latency import LatencyModel
-from router.placement.decision import Need, Score
+from router.placement.decision import Candidates, Need
 from router.replica import Replica
 
-
-class Scorer(Protocol):
-    def score(self, need: Need, replica: Replica) -> Score: ...
-
-
-class PrefillScorer:
-    """Its queue of uncached tokens, then the request's own uncached tokens."""
-
-    def __init__(self, latency: LatencyModel) -> None:
-        self._latency = latency
-
-    def score(self, need: Need, replica: Replica) -> Score:
-        cached = need.cached.get(replica.id, 0)
-        return Score(
-            wait_s=self._latency.prefill_s(replica.id, replica.pending_tokens, 0),
-            work_s=self._latency.prefill_s(replica.id, need.num_tokens - cached, cached),
-        )
+QUEUED = 2048  # tokens of a prompt that waits, where only their sum is known
+STEPS_UNTIL_FREE = 100  # decode steps until pages come free
 
 
-class AggregatedScorer:
-    """As for prefill, behind the decode step that is under way: its decodes share its steps."""
+class Scorer:
+    """Asks the latency model for all candidates at once."""
 
     def __init__(self, latency: LatencyModel) -> None:
         self._latency = latency
-        self._prefill = PrefillScorer(latency)
 
-    def score(self, need: Need, replica: Replica) -> Score:
-        alone = self._prefill.score(need, replica)
-        step_s = self._latency.decode_s(replica.id, replica.num_seqs, replica.kv_tokens)
-        return Score(wait_s=alone.wait_s + step_s, work_s=alone.work_s)
+    def score(self, need: Need, replicas: Sequence[Replica]) -> Candidates:
+        hits = need.cached
+        cached = [hits.get(replica.id, 0) for replica in replicas]
+        columns = zip(replicas, cached, strict=True)
+        if need.phase == "prefill":
+            pairs = [self._prefill(need, *candidate) for candidate in columns]
+            return Candidates(replicas, cached, [w for w, _ in pairs], [s for _, s in pairs])
+        rows = [self._decode(need, *candidate) for candidate in columns]
+        waits, transfers = [wait + transfer for wait, transfer, _ in rows], [t for _, t, _ in rows]
+        return Candidates(replicas, cached, waits, [step for _, _, step in rows], transfers)
 
+    def _prefill(self, need: Need, replica: Replica, cached: int) -> tuple[float, float]:
+        """The queue of uncached tokens, then its own. On an aggregated replica the decode step
+        under way comes before both: decodes share its steps."""
+        latency, name = self._latency, replica.id
+        pending = replica.pending_tokens
+        wait_s = latency.prefill_s(name, QUEUED, 0) * pending / QUEUED if pending else 0.0
+        if replica.role == "aggregated":
+            wait_s += latency.decode_s(name, replica.num_seqs, replica.kv_tokens)
+        return wait_s, latency.prefill_s(name, need.num_tokens - cached, cached)
 
-class DecodeScorer:
-    """Its step with one sequence more; if pages are short, the steps until some come free."""
-
-    def __init__(self, latency: LatencyModel, steps_until_free: int = 100) -> None:
-        self._latency = latency
-        self._steps_until_free = steps_until_free
-
-    def score(self, need: Need, replica: Replica) -> Score:
-        step_s = self._latency.decode_s(
-            replica.id, replica.num_seqs + 1, replica.kv_tokens + need.num_tokens
-        )
-        missing = need.num_tokens - need.cached.get(replica.id, 0) - replica.free_tokens
-        share = max(0, missing) / need.num_tokens
-        return Score(wait_s=share * self._steps_until_free * step_s, work_s=step_s)
+    def _decode(self, need: Need, replica: Replica, cached: int) -> tuple[float, float, float]:
+        """If pages are short, the steps until some come free; fetching what it does not cache; its
+        step with one sequence more."""
+        latency, name = self._latency, replica.id
+        step_s = latency.decode_s(name, replica.num_seqs + 1, replica.kv_tokens + need.num_tokens)
+        uncached = need.num_tokens - cached
+        share = max(0, uncached - replica.free_tokens) / need.num_tokens
+        transfer_s = 0.0
+        if need.sender is not None:
+            num_bytes = uncached * replica.load.kv_bytes_per_token
+            transfer_s = latency.transfer_s(num_bytes, need.sender, name)
+        return share * STEPS_UNTIL_FREE * step_s, transfer_s, step_s

@@ -22,7 +22,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "redis": (
         "workers/registry.py",
         "workers/wire/redis_client.py",
-        "router/index/redis_log.py",
+        "router/index/",
         "router/registry_reader.py",
         "router/limits.py",
         "cluster/redis_server.py",

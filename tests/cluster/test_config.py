@@ -52,7 +52,18 @@ def write(folder: Path, text: str) -> Path:
         ("model: demo\nredis: {url: 'http://x'}\n", 2, "redis.url: expected a URL"),
         ("model: demo\nrouter:\n  hardware: abacus\n", 3, "unknown hardware 'abacus'; known: a100"),
         ("model: demo\nticket_ttl_s: 5\n", 2, "ticket_ttl_s: input should be greater than or eq"),
-        ("model: demo\nslo: {classes: {}}\n", 2, "unknown key 'slo'"),
+        ("model: demo\nslo: {classes: {}}\n", 2, "slo.classes: dictionary should have at least 1"),
+        ("model: demo\nslo:\n  default: gold\n", 2, "slo: default is 'gold', which is none of the"),
+        (
+            "model: demo\nslo:\n  default: a\n  classes:\n    a:\n      tttf: 1\n",
+            6,
+            "unknown key 'slo.classes.a.tttf'; known here: ttft, itl, weight",
+        ),
+        (
+            "model: demo\nslo: {default: a, classes: {a: {ttft: soon}}}\n",
+            2,
+            "slo.classes.a.ttft: 'soon' is no duration; write 200ms, 1.5s or 2m",
+        ),
         ("model: demo\nmodel: other\n", 2, "the key 'model' stands here twice"),
         ("model: demo\npools: [\n", 3, "not valid YAML"),
         ("model: demo\n[1]: 2\n", 2, "a key must be a word"),
@@ -235,8 +246,10 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Dotted names of the leaves; an address is one."""
     for name, field in model.model_fields.items():
         inner = next(iter(typing.get_args(field.annotation)), field.annotation)
+        many = "[]" if inner is not field.annotation else ""
+        if typing.get_origin(field.annotation) is dict:
+            inner, many = typing.get_args(field.annotation)[1], ".<name>"
         if isinstance(inner, type) and issubclass(inner, BaseModel) and inner is not Address:
-            many = "[]" if inner is not field.annotation else ""
             yield from keys(inner, f"{prefix}{name}{many}.")
         else:
             yield f"{prefix}{name}"

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.core.errors import TicketError
-from workers.core.ticket import PINNED, TRANSITIONS, Ticket, TicketState, TicketTable
+from workers.core.ticket import ENDED, TRANSITIONS, Ticket, TicketState, TicketTable
 
 T = TicketState
 
 
-def ticket(ttl: float = 10.0, now: float = 0.0) -> Ticket:
-    return Ticket("t", "r", num_tokens=9, ttl_s=ttl, opened_at=now)
+def ticket(ttl: float = 10.0, now: float = 0.0, moving: bool = False) -> Ticket:
+    return Ticket("t", "r", num_tokens=9, ttl_s=ttl, opened_at=now, moving=moving)
 
 
 def test_the_plain_way() -> None:
@@ -75,22 +75,49 @@ def test_lease() -> None:
     assert "lease over" in "; ".join(made.story)
 
 
-def test_table_unpins_once_and_remembers_the_story() -> None:
-    unpinned: list[str] = []
-    table = TicketTable(lambda t: unpinned.append(t.id))
+def test_a_moving_sequence_is_pinned_only_while_it_is_fetched() -> None:
+    made = ticket(moving=True)
+    assert not made.pinned and not made.ended
+    made.redeem(1, 1.0)
+    assert made.pinned
+    made.stop(T.OPEN, 1.5, "broke off")
+    assert made.pinned, "the running copy ends first"
+    made.stopped(2.0)
+    assert not made.pinned and not made.ended, "it goes on here, and may be bound again"
+    made.redeem(2, 3.0)
+    made.received(2, 4.0)
+    assert made.ended and not made.pinned
+    assert "moving" in made.story[0]
+
+
+def test_table_ends_each_once_and_remembers_the_story() -> None:
+    ended: list[str] = []
+    table = TicketTable(lambda t: ended.append(t.id))
     made = ticket()
     table.add(made)
     table.settle(made)
-    assert unpinned == []
+    assert ended == []
+    table.check_integrity(["t"])
     made.release(None, 1.0, "cancelled")
     table.settle(made)
     table.settle(made)
-    assert unpinned == ["t"]
+    assert ended == ["t"]
     with pytest.raises(TicketError, match="cancelled"):
         table.get("t")
     with pytest.raises(TicketError, match="never here"):
         table.get("x")
     table.check_integrity([])
+    with pytest.raises(AssertionError, match="without a sequence"):
+        table.check_integrity(["t"])
+
+
+def test_an_ended_ticket_that_nobody_settled_is_noticed() -> None:
+    table = TicketTable(lambda t: None)
+    made = ticket()
+    table.add(made)
+    made.release(None, 1.0)
+    with pytest.raises(AssertionError, match="not filed away"):
+        table.check_integrity(["t"])
 
 
 def test_every_transition_of_the_table_can_happen() -> None:
@@ -128,11 +155,13 @@ OPS = st.lists(
 
 
 @settings(max_examples=300, deadline=None)
-@given(OPS)
-def test_any_order_of_events_keeps_the_promises(ops: list[tuple[str, int, float]]) -> None:
-    unpinned: list[str] = []
-    table = TicketTable(lambda t: unpinned.append(t.id))
-    made = ticket(ttl=5.0)
+@given(OPS, st.booleans())
+def test_any_order_of_events_keeps_the_promises(
+    ops: list[tuple[str, int, float]], moving: bool
+) -> None:
+    ended: list[TicketState] = []
+    table = TicketTable(lambda t: ended.append(t.state))
+    made = ticket(ttl=5.0, moving=moving)
     table.add(made)
     now, highest, over = 0.0, 0, False
     for name, epoch, wait in ops:
@@ -161,7 +190,11 @@ def test_any_order_of_events_keeps_the_promises(ops: list[tuple[str, int, float]
         except TicketError:
             assert made.state is was
         table.settle(made)
-        assert made.pinned == (made.state in PINNED)
-        assert (len(unpinned) == 1) == (not made.pinned), "unpinned exactly once, at the end"
-        assert not (over and made.pinned), "an ended ticket came back"
-        over = over or not made.pinned
+        assert made.ended == (made.state in ENDED) == (len(ended) == 1), "ends exactly once"
+        assert not (over and not made.ended), "an ended ticket came back"
+        over = over or made.ended
+        assert made.pinned or made.ended or (moving and made.state is T.OPEN)
+        assert not (made.pinned and made.ended)
+        reading = made.state in (T.FETCHING, T.STOPPING)
+        assert made.pinned or not reading, "pages that may be read are pinned"
+    assert not ended or ended == [made.state] or ended == [T.REDEEMED]

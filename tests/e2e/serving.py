@@ -8,10 +8,11 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import yaml
@@ -71,11 +72,11 @@ class Serving:
         await self.until(
             lambda now: (
                 now.requests_in_flight == 0
-                and not any(_busy(_fresh_report(r.load.replica.address)) for r in now.replicas)
+                and not any(_busy(fresh_report(r.load.replica.address)) for r in now.replicas)
             )
         )
         with AdminClient(self.grpc) as client:
-            assert not client.tickets().tickets
+            assert not any(replica.held.tickets for replica in client.tickets().replicas)
 
     async def until(self, holds: Callable[[admin.StatusResponse], object]) -> None:
         """Load reports come twice a second, so what is true shows a little later. A router that
@@ -95,7 +96,7 @@ class Serving:
             raise AssertionError(f"it never came to be so; at the end:\n{now}") from None
 
 
-def _fresh_report(address: str) -> worker.LoadReport:
+def fresh_report(address: str) -> worker.LoadReport:
     """The worker's own word; what the router knows may be half a second old."""
     with grpc.insecure_channel(address) as channel:
         reports = worker_pb2_grpc.WorkerStub(channel).Watch(worker.WatchRequest(), timeout=10)
@@ -109,13 +110,18 @@ def _busy(load: worker.LoadReport) -> bool:
 
 
 @contextmanager
-def kvasir_serve(folder: Path, *arguments: str, workers: int = 2) -> Iterator[Serving]:
+def kvasir_serve(
+    folder: Path, *arguments: str, workers: int = 2, changes: Mapping[str, Any] | None = None
+) -> Iterator[Serving]:
     """The example config with `arguments`, which make it so many `workers`, and with a router that
-    waits long for a worker: restarts are slow on a busy machine.
+    waits long for a worker: restarts are slow on a busy machine. `changes`: sections of the config
+    in which keys are set anew.
 
     Runs until the block ends; its progress and its processes' logs stay in `folder`."""
     config = yaml.safe_load(example_config().read_text())
     config["router"]["limits"] = {"worker_wait_s": PATIENCE_S, "retry_s": PATIENCE_S}
+    for section, keys in (changes or {}).items():
+        config.setdefault(section, {}).update(keys)
     path = folder / "cluster.yaml"
     path.write_text(yaml.safe_dump(config))
     with (folder / "serve.err").open("w") as errors:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import yaml
 from openai import AsyncOpenAI
 
 from tests.cluster.processes import children, is_alive
-from tests.e2e.serving import Serving, kvasir, kvasir_serve
+from tests.e2e.serving import PATIENCE_S, Serving, kvasir, kvasir_serve
 from tests.e2e.test_serve import QUESTIONS, answer, long_stream, metrics, read, streamed_answer
+from workers.wire import admin_pb2 as admin
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,50 @@ async def test_it_answers_one_and_many_and_says_what_it_cached(
 async def test_status_shows_the_pool(alone: Serving, client: AsyncOpenAI) -> None:
     status = kvasir("status", f"--router={alone.grpc}")
     assert "aggregated-0" in status and "prefill" not in status
+
+
+async def test_a_new_target_in_the_file_changes_the_workers_sizes(alone: Serving) -> None:
+    await alone.all_up()
+    path = alone.log_dir / "cluster.yaml"
+    began = path.read_text()
+    config = yaml.safe_load(began)
+
+    def write(itl: str) -> None:
+        slo = {"default": "chat", "classes": {"chat": {"itl": itl}}}
+        path.write_text(yaml.safe_dump(config | {"slo": slo}))
+
+    def sizes(status: admin.StatusResponse) -> tuple[int, int]:
+        (replica,) = status.replicas
+        return replica.load.seqs_limit, replica.load.step_tokens
+
+    started = (config["engine"]["max_seqs"], config["engine"]["step_tokens"])
+    write("10s")
+    await alone.until(lambda now: now.classes[0].name == "chat" and sizes(now) == started)
+    smaller = lambda now: sizes(now)[1] < started[1]  # noqa: E731
+    for itl in ("60ms", "120ms", "30ms", "240ms", "15ms", "480ms"):
+        write(itl)  # which of them can be kept, and asks for anything, depends on the machine
+        with suppress(TimeoutError):
+            async with asyncio.timeout(6):
+                while not smaller(alone.status()):
+                    await asyncio.sleep(0.1)
+                break
+    assert smaller(alone.status())
+    alone.kill("-m router")
+    await alone.until(lambda now: [slo.name for slo in now.classes] == ["chat"])
+    path.write_text(began + "\nslo: soon\n")
+    await said(alone, f"{path} is ignored until it is right")
+    path.write_text(began + "\ngrace_s: 5\n")
+    await said(alone, "grace_s changed: that needs a restart")
+    path.write_text(began)
+    await alone.until(lambda now: len(now.classes) == 3)
+    assert "interactive" in kvasir("status", f"--router={alone.grpc}")
+
+
+async def said(serving: Serving, words: str) -> None:
+    """Until `kvasir serve` says so."""
+    async with asyncio.timeout(PATIENCE_S):
+        while words not in (serving.log_dir / "serve.err").read_text():
+            await asyncio.sleep(0.1)
 
 
 async def test_a_client_that_leaves_frees_every_page(alone: Serving, client: AsyncOpenAI) -> None:

@@ -146,6 +146,8 @@ async def test_the_other_commands(cluster: Serving, client: AsyncOpenAI, tmp_pat
     assert "prefill-0" in status
     assert "decode-0" in status
     assert "no ticket is open" in kvasir("tickets", f"--router={cluster.grpc}")
+    agreed = kvasir("fsck", f"--router={cluster.grpc}")
+    assert agreed.count(" ok") == 2 and "differs" not in agreed, agreed
     assert "Paris" in kvasir("chat", url, text=f"{QUESTIONS[0]}\n{QUESTIONS[2]}\n")
     load = ("--requests=6", "--rate=20", "--input=40", "--output=5", "--shared-prefix=32")
     assert "goodput" in kvasir("bench", "serve", url, *load, "--slo=ttft=60s", f"--json={report}")

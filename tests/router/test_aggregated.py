@@ -254,7 +254,9 @@ def test_a_ticket_goes_to_an_aggregated_replica_only_as_a_last_resort() -> None:
     need = Need("decode", 512, {}, kv_abi="x")
     with busy.assigned(0, 200_000):
         decision = placement().place(need, [busy, alone, prefill])
-    assert decision.replica is busy and decision.refused == {"p": Refusal.ROLE}
+    assert decision.replica is busy
+    assert decision.refused == {"a": Refusal.AGGREGATED, "p": Refusal.ROLE}
     failed = Need("decode", 512, {}, kv_abi="x", avoid={"d/1"})
-    assert placement().place(failed, [busy, alone]).replica is alone
+    decision = placement().place(failed, [busy, alone])
+    assert decision.replica is alone and decision.refused == {"d": Refusal.FAILED_IT}
     assert placement().place(need, [alone, prefill]).replica is alone

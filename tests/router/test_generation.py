@@ -14,11 +14,15 @@ import pytest
 
 import workers.demo
 from router import generation
-from router.admission import Admission
 from router.api import Call, ModelCard, Prompt
+from router.flow.classes import SloConfig
+from router.flow.control import FlowControl
+from router.flow.room import PoolRoom
 from router.generation import RouterGenerator
-from tests.router.fleet import House, house, until
+from router.latency import RooflineModel
+from tests.router.fleet import SHAPE, House, house, until
 from workers.core.errors import ContextTooLong
+from workers.core.hardware import hardware
 from workers.core.request import SamplingParams
 from workers.text import Tokenizer
 
@@ -46,12 +50,13 @@ class Inside:
 async def inside(*names: str) -> AsyncIterator[Inside]:
     async with house(*(names or ("prefill-1", "decode-1"))) as parts:
         tokenizer = Tokenizer.load(str(DEMO))
+        latency = RooflineModel(SHAPE, hardware("cpu"))
         generator = RouterGenerator(
             ModelCard("demo", 512, 0),
             tokenizer.vocab_size,
             tokenizer,
             parts.pool,
-            Admission(8, lambda: 0.0),
+            FlowControl(SloConfig(), PoolRoom(parts.pool, latency), parts.clock),
             parts.dispatcher,
             parts.metrics,
             parts.clock,

@@ -1,4 +1,4 @@
-"""Small rules: admission, retry budget, parameter ranges, config."""
+"""Small rules: retry budget, parameter ranges, config."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from router.admission import Admission
 from router.config import RouterConfig, load_config, read_model_config
 from router.flight import RetryBudget
 from workers.core.errors import ConfigError, InvalidRequest, Overloaded, Unavailable
@@ -22,19 +21,6 @@ class HandClock:
 
     def now(self) -> float:
         return self.time
-
-
-def test_admission_counts_and_says_when_to_come_back() -> None:
-    admission = Admission(2, lambda: 7.5)
-    with admission.admit(), admission.admit():
-        assert admission.in_flight == 2
-        with pytest.raises(Overloaded) as caught, admission.admit():
-            pass
-        assert caught.value.retry_after_s == 7.5
-    assert admission.in_flight == 0
-    admission.drain()
-    with pytest.raises(Unavailable, match="stopping"), admission.admit():
-        pass
 
 
 def test_retry_budget_by_count() -> None:

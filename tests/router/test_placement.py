@@ -11,6 +11,7 @@ from router.latency import MeasuredStep, RooflineModel
 from router.placement.decision import Need, Refusal
 from router.placement.placement import Placement
 from router.replica import Replica, ReplicaState
+from router.transfer_times import MeasuredTransfer
 from tests.router.fleet import SHAPE
 from workers.core.errors import ConfigError
 from workers.core.hardware import PROFILES, ModelShape, hardware
@@ -68,6 +69,37 @@ def test_filters_say_why() -> None:
     }
     assert "refused (kv_abi)" in decision.explain()
     assert placement().place(need, [draining, down, *others]) is None
+
+
+def test_a_quarantined_pair_is_avoided_where_there_is_a_choice() -> None:
+    near, far = replica("near", "decode"), replica("far", "decode")
+    near.load.quarantined.append("sender")
+    need = Need("decode", 100, {}, kv_abi="x", sender="sender")
+    for _ in range(8):
+        decision = placement().place(need, [near, far])
+        assert decision is not None and decision.replica is far
+        assert decision.refused == {"near": Refusal.QUARANTINED}
+    alone = placement().place(need, [near])
+    assert alone is not None and alone.replica is near and not alone.refused
+    other = Need("decode", 100, {}, kv_abi="x", sender="another")
+    drawn = {placement(seed).place(other, [near, far]).replica.id for seed in range(20)}
+    assert drawn == {"near", "far"}
+
+
+def test_a_ticket_goes_where_its_kv_arrives_soonest() -> None:
+    near, far = replica("near", "decode"), replica("far", "decode")
+    for each in (near, far):
+        each.load.kv_bytes_per_token = 100_000
+    latency = RooflineModel(LLAMA_8B, hardware("h100"))
+    latency.observe_transfers("far", [MeasuredTransfer("sender", 10_000_000, 1.0)])
+    latency.observe_transfers("near", [MeasuredTransfer("sender", 10_000_000, 0.01)])
+    chooser = Placement(latency, random.Random(1))
+    need = Need("decode", 100, {}, sender="sender")
+    decision = chooser.place(need, [near, far])
+    assert decision is not None and decision.replica is near
+    assert decision.scores["far"].wait_s == pytest.approx(1.0)
+    cached = Need("decode", 100, {"far": 96}, sender="sender")
+    assert chooser.place(cached, [near, far]).scores["far"].wait_s < 0.1
 
 
 def test_cached_prefix_wins_until_its_holder_is_busy() -> None:
@@ -139,7 +171,7 @@ def test_roofline_is_bound_by_what_it_should_be() -> None:
     assert 1.9 < double < 2.5  # compute: twice the tokens, and a little attention
     assert model.prefill_s("x", 1024, 4096) < model.prefill_s("x", 5120, 0)
     assert model.prefill_s("x", 0, 100) == 0.0
-    assert model.transfer_s(25_000_000_000) == pytest.approx(1.0)
+    assert model.transfer_s(25_000_000_000, "p", "d") == pytest.approx(1.0, rel=0.01)
 
 
 def test_measured_steps_correct_one_replica_only() -> None:

@@ -142,3 +142,12 @@ async def test_states_follow_the_table() -> None:
         replica.move(ReplicaState.UP, "from the dead")
     await client.close()
     await fleet.close()
+
+
+async def test_who_waits_hears_of_a_new_role() -> None:
+    async with house("prefill-1", "prefill-2") as inside:
+        waiting = asyncio.create_task(inside.pool.wait_changed())
+        await asyncio.sleep(0)
+        inside.fleet["prefill-2"].role = "decode"
+        await until(waiting.done)
+        assert inside.pool.count_up("decode") == 1

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from router.app import Ports, serve
 from router.config import Address, Limits, RouterConfig
+from router.flow.classes import SloClass, SloConfig
 from tests.router.fleet import Fleet, token_at, until
 from tests.router.tiny_model import write_model
 from workers.core.errors import ConfigError
@@ -55,7 +56,9 @@ class Client:
 
 
 @asynccontextmanager
-async def router(folder: Path, *names: str, **limits) -> AsyncIterator[Client]:
+async def router(
+    folder: Path, *names: str, slo: SloConfig | None = None, **limits
+) -> AsyncIterator[Client]:
     fleet = Fleet()
     for name in names:
         await fleet.add(name, name.partition("-")[0])
@@ -66,6 +69,7 @@ async def router(folder: Path, *names: str, **limits) -> AsyncIterator[Client]:
         http=Address(port=0),
         admin=Address(port=0),
         replicas=tuple(fleet.records()),
+        slo=slo or SloConfig(),
         limits=Limits(
             **{"worker_wait_s": 0.3, "worker_silence_s": 1.0, "shutdown_s": 1.0} | limits
         ),
@@ -228,7 +232,8 @@ async def test_nobody_there_is_unavailable_with_a_time(tmp_path: Path) -> None:
 
 
 async def test_too_many_are_told_to_wait(tmp_path: Path) -> None:
-    async with router(tmp_path, *NAMES, max_requests=1) as client:
+    brief = SloConfig(classes={"chat": SloClass(ttft=1, max_wait=0.3)}, default="chat")
+    async with router(tmp_path, *NAMES, slo=brief, max_requests=1) as client:
         client.fleet["decode-1"].script.append("wait after 1")
         first = client.inference.Generate(
             inference.GenerateRequest(model="tiny", text="w5", sampling=sampling())
@@ -349,7 +354,12 @@ async def test_tickets_are_gathered_from_the_workers(tmp_path: Path) -> None:
     async with router(tmp_path, *NAMES) as client:
         client.fleet["prefill-1"].tickets["t1"] = 0
         listed = await client.admin.Tickets(worker.TicketsRequest())
-        assert [ticket.id for ticket in listed.tickets] == ["t1"]
+        one, two = listed.replicas
+        assert (one.replica, list(one.held.tickets)) == ("decode-1", [])
+        assert (two.replica, [ticket.id for ticket in two.held.tickets]) == ("prefill-1", ["t1"])
+        await client.fleet["decode-1"].kill()
+        one, two = (await client.admin.Tickets(worker.TicketsRequest())).replicas
+        assert "decode-1" in one.error and not one.held.tickets and not two.error
         client.fleet["prefill-1"].tickets.clear()
 
 

@@ -9,12 +9,17 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from workers.config import TransportConfig
+from workers.core.batch import Batch
 from workers.core.clock import VirtualClock
 from workers.core.errors import KvasirError
 from workers.core.request import Request, SamplingParams
 from workers.core.sim_runner import SimRunner, sim_next_token
+from workers.core.span import whole
+from workers.core.waits import Offload
 from workers.engine import Engine
-from workers.transfer.link import MemoryFabric
+from workers.transfer.memory import MemoryFabric
+from workers.transfer.port import LocalPort, Ports
+from workers.transfer.receiver_pairs import Peer
 from workers.wire import common_pb2 as common
 from workers.wire import worker_pb2 as worker
 from workers.worker import Worker
@@ -39,36 +44,71 @@ class SlowThreads:
 
 
 class House:
-    """`workers` by address. A worker taken out of `up` answers no peer any more."""
+    """`workers` by address. `staging_blocks`: over all slots of a pair."""
 
-    def __init__(self, *, blocks: int = 64, ttl_s: float = 10.0, staging_blocks: int = 2) -> None:
+    def __init__(
+        self,
+        *,
+        blocks: int = 64,
+        ttl_s: float = 10.0,
+        staging_blocks: int = 4,
+        inline_bytes: int = 0,
+        overlap: bool = False,
+        offload: Callable[[], Offload] = SlowThreads,
+        step_seconds: Callable[[Batch], float] = lambda batch: 0.001 * batch.num_tokens,
+    ) -> None:
         self.fabric = MemoryFabric(delay_s=0.002)
         self.workers: dict[str, Worker] = {}
+        self.peers: dict[str, Peer] = {}  # that are no workers of this house
         self.blocks = blocks
         self.ttl_s = ttl_s
         self.staging_blocks = staging_blocks
+        self.inline_bytes = inline_bytes
+        self.overlap = overlap
+        self.offload = offload
+        self.step_seconds = step_seconds
         self.tasks: asyncio.TaskGroup | None = None
         self._running: dict[str, asyncio.Task[None]] = {}
 
     def start(self, name: str, role: common.Role, *, incarnation: str = "1") -> Worker:
-        runner = SimRunner(num_blocks=self.blocks, block_size=BLOCK, vocab_size=VOCAB)
-        engine = Engine(runner, block_size=BLOCK, step_tokens=16, max_seqs=8, clock=VirtualClock())
+        runner = SimRunner(
+            num_blocks=self.blocks,
+            block_size=BLOCK,
+            vocab_size=VOCAB,
+            step_seconds=self.step_seconds,
+        )
+        engine = Engine(
+            runner,
+            block_size=BLOCK,
+            step_tokens=16,
+            max_seqs=8,
+            clock=VirtualClock(),
+            overlap=self.overlap,
+        )
+        offload = self.offload()
+        port = LocalPort(runner.pages, whole(1), [self.fabric], offload)
         made = Worker(
             engine,
             common.ReplicaRef(id=name, incarnation=incarnation, address=name),
             role,
-            peer_at=lambda address: SimPeer(self.workers[address]),
-            transport=self.fabric,
+            peer_at=self._peer_at,
+            ports=Ports(((port,),), 1, runner.pages.block_bytes),
+            transports=[self.fabric],
             config=TransportConfig(
-                staging_bytes=self.staging_blocks * runner.pages.block_bytes, checksums=True
+                staging_bytes=self.staging_blocks * runner.pages.block_bytes,
+                inline_bytes=self.inline_bytes,
+                checksums=True,
             ),
             ttl_s=self.ttl_s,
-            offload=SlowThreads(),
+            offload=offload,
         )
         self.workers[name] = made
         assert self.tasks is not None
         self._running[name] = self.tasks.create_task(made.run())
         return made
+
+    def _peer_at(self, address: str) -> Peer:
+        return self.peers.get(address) or SimPeer(self.workers[address])
 
     def check_idle(self) -> None:
         """Nothing runs, nothing is pinned, no ticket is open."""
@@ -94,7 +134,7 @@ class SimPeer:
         self._made = made
 
     async def connect(self, message: worker.ConnectRequest) -> worker.ConnectResponse:
-        return await self._made.prefill.connect(message)
+        return await self._made.desk.connect(message)
 
     async def fetch(
         self, requests: AsyncIterator[worker.FetchRequest]
@@ -102,7 +142,7 @@ class SimPeer:
         inbox: asyncio.Queue[worker.FetchResponse | KvasirError | None] = asyncio.Queue()
 
         async def pump() -> None:
-            stream = self._made.prefill.fetch(requests)
+            stream = self._made.desk.fetch(requests)
             try:
                 async for response in stream:
                     inbox.put_nowait(response)

@@ -75,7 +75,7 @@ def test_finish_at_first_token_leaves_no_ticket() -> None:
             p = house.start("p", P)
             ticket, first = await prefill(p, request("r", [1, 2, 3], 1))
             assert first.finish_reason == common.FINISH_REASON_LENGTH
-            assert p.prefill.tickets.find(ticket.id) is None
+            assert p.desk.tickets.find(ticket.id) is None
             house.check_idle()
 
     play(scene())
@@ -111,9 +111,9 @@ def test_lease_runs_out_and_pages_return() -> None:
             what = request("r", list(range(9)), 5)
             ticket, first = await prefill(p, what)
             await asyncio.sleep(2.5)
-            p.prefill.renew(worker.RenewRequest(ticket_ids=[ticket.id]))
+            p.desk.renew(worker.RenewRequest(ticket_ids=[ticket.id]))
             await asyncio.sleep(2.5)
-            assert p.prefill.tickets.find(ticket.id) is not None
+            assert p.desk.tickets.find(ticket.id) is not None
             await asyncio.sleep(2.5)
             house.check_idle()
             with pytest.raises(TicketError, match="lease over"):
@@ -173,7 +173,7 @@ def test_release_of_an_older_epoch_is_ignored() -> None:
             ticket, first = await prefill(p, what)
             running = asyncio.create_task(decode(d, what, ticket, first.token.id, epoch=2))
             await asyncio.sleep(0.7)
-            late = p.prefill.release(worker.ReleaseRequest(ticket_id=ticket.id, epoch=1))
+            late = p.desk.release(worker.ReleaseRequest(ticket_id=ticket.id, epoch=1))
             assert not late.released
             assert [first.token.id, *await running] == expected(prompt, 4)
             house.check_idle()
@@ -190,7 +190,7 @@ def test_release_while_fetching_stops_it_and_frees_both_sides() -> None:
             ticket, first = await prefill(p, what)
             running = asyncio.create_task(decode(d, what, ticket, first.token.id))
             await asyncio.sleep(0.7)
-            p.prefill.release(worker.ReleaseRequest(ticket_id=ticket.id, epoch=1))
+            p.desk.release(worker.ReleaseRequest(ticket_id=ticket.id, epoch=1))
             with pytest.raises((TicketError, TransferError)):
                 await running
             await asyncio.sleep(6.0)
@@ -209,12 +209,10 @@ def test_a_broken_pair_costs_speed_and_no_answer() -> None:
             ticket, first = await prefill(p, what)
             running = asyncio.create_task(decode(d, what, ticket, first.token.id, epoch=1))
             await asyncio.sleep(0.7)
-            for half in house.fabric.halves.values():
-                half.link.fail("cut")
-            with pytest.raises(TransferError):
-                await running
-            rest = await decode(d, what, ticket, first.token.id, epoch=2)  # inline now
-            assert [first.token.id, *rest] == expected(prompt, 8)
+            house.fabric.cut()
+            assert [first.token.id, *await running] == expected(prompt, 8)
+            [info] = d.receiver_pairs.report()
+            assert info.transport == "" and info.quarantine_left_s > 0
             house.check_idle()
 
     play(scene())
@@ -284,7 +282,7 @@ def test_a_prefill_call_that_is_left_frees_its_pages_at_once() -> None:
                 stream = p.prefill.prefill(worker.PrefillRequest(sequence=spec))
                 for _ in range(events):
                     await anext(stream)
-                await stream.aclose()
+                await stream.aclose()  # type: ignore[attr-defined]
                 await asyncio.sleep(0.1)
                 house.check_idle()
 
@@ -296,7 +294,7 @@ def test_pages_being_written_when_decode_is_cancelled_are_not_given_away() -> No
         async with House(blocks=20).open() as house:
             house.fabric.delay_s = 0.05
             p, d = house.start("p", P), house.start("d", D)
-            for when in range(1, 100):
+            for when in range(1, 100, 4):
                 prompt = [when, *range(30)]
                 what = request(f"left-{when}", prompt, 8)
                 ticket, first = await prefill(p, what)
@@ -328,7 +326,7 @@ ACTIONS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(ACTIONS, st.integers(20, 64), st.integers(1, 4))
 def test_nothing_leaks_and_nobody_reads_wrong_pages(
     actions: list[tuple[float, int, int, int, str, float]], blocks: int, staging_blocks: int
@@ -362,10 +360,9 @@ def test_nothing_leaks_and_nobody_reads_wrong_pages(
                         p.prefill.cancel(str(i))
                         ds[i % 2].decode.cancel(str(i))
                     case "release":
-                        p.prefill.release(worker.ReleaseRequest(ticket_id=ticket.id, epoch=1))
+                        p.desk.release(worker.ReleaseRequest(ticket_id=ticket.id, epoch=1))
                     case "cut":
-                        for half in list(house.fabric.halves.values()):
-                            half.link.fail("cut")
+                        house.fabric.cut()
                     case "rebind":
                         try:
                             rest = await decode(

@@ -20,7 +20,8 @@ from workers.peer_client import CHANNEL_OPTIONS
 from workers.wire import worker_pb2 as worker
 from workers.wire import worker_pb2_grpc as worker_grpc
 
-START_S = 60.0
+START_S = 150.0
+GRACE_S = 2.0  # a test that failed has left requests there
 
 
 class WorkerProcess:
@@ -37,6 +38,7 @@ class WorkerProcess:
                     "role": role,
                     "model": str(model),
                     "port": self.port,
+                    "grace_s": GRACE_S,
                 }
                 | config
             )

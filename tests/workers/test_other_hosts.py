@@ -3,6 +3,7 @@ is another host as far as sockets can tell (it shares no abstract socket names e
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,20 @@ import torch
 import torch.distributed as dist
 
 from tests.checkpoints import Example, Oracle, make_checkpoint
+from tests.lanes import BothEnds
+from workers.attention.kv_cache import KVCache
+from workers.config import TransportConfig
 from workers.core.errors import ConfigError, Unavailable
 from workers.core.request import SamplingParams
+from workers.core.span import whole
 from workers.llm import LLM
 from workers.parallel.control import MAX_LINE, Gone, Wire, connect, listen
 from workers.parallel.launcher import Invitation, ProcessLauncher, RankProcess
 from workers.parallel.torch_group import Rendezvous
 from workers.runner.ranks import RankedRunner
+from workers.transfer.pick import pick_transports
+from workers.transfer.port import LocalPort, Ports
+from workers.transfer.threads import on_thread
 
 NEW_TOKENS = 12
 GREEDY = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True)
@@ -113,6 +122,30 @@ def check_pages(llm: LLM) -> None:
     assert torch.equal(came, sent)
 
 
+async def check_lanes(llm: LLM) -> None:
+    """Blocks of a replica of one rank, here, go to each rank's own address, with its heads."""
+    runner = llm._engine.runner
+    assert isinstance(runner, RankedRunner)
+    shape = replace(runner.forward.cache.shape, kv_heads=runner.forward.cache.shape.kv_heads * 2)
+    own = KVCache(shape, 4, torch.device("cpu"))
+    own.pages.copy_(torch.randn(own.pages.shape))
+    config = TransportConfig(backend="gloo")
+    transports = pick_transports(config, HERE)
+    port = LocalPort(own, whole(shape.kv_heads), transports, on_thread)
+    ranked = await runner.ports(transports, config, HERE)
+    pair = BothEnds(Ports(((port,),), shape.kv_heads, shape.block_bytes), ranked)
+    await pair.connect()
+    blocks = [3, 0, 2]
+    assert await pair.carry(blocks, [7, 8, 9]) == []
+    pair.close()
+    sent, came = (own.new_staging(len(blocks) * shape.block_bytes) for _ in range(2))
+    own.gather(blocks, sent)
+    await on_thread(runner.pages.gather, [7, 8, 9], came)
+    assert torch.equal(came, sent)
+    for line in runner._lines:
+        line.end("over")  # the loop ends here
+
+
 def test_ranks_over_the_network_say_the_same_and_share_pages(
     model: Path, examples: list[Example]
 ) -> None:
@@ -130,6 +163,7 @@ def test_a_rank_on_another_host_computes_until_its_cable_is_pulled(
         assert os.readlink(f"/proc/{follower.pid}/ns/net") != os.readlink("/proc/self/ns/net")
         assert generate(llm, examples) == [list(example.output) for example in examples]
         check_pages(llm)
+        asyncio.run(check_lanes(llm))
         ip("link", "set", f"kv{os.getpid()}a", "down")
         with pytest.raises(Unavailable, match="rank 1 of 2 is lost: is silent"):
             generate(llm, examples)

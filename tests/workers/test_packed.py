@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from tests.checkpoints import make_checkpoint
 from workers.config import EngineConfig
+from workers.core.span import whole
 from workers.kernels.torch_kernels import TorchKernels
 from workers.layers.build import Build
 from workers.layers.linear import Linear
 from workers.llm import LLM, SamplingParams
-from workers.parallel.span import whole
 from workers.runner.load import load_runner
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from tests.checkpoints import Example, Oracle, make_checkpoint
-from tests.handoff import both, decode, prefill
+from tests.handoff import both, decode, decode_request, moving, opened, prefill
 from tests.workers.processes import workers
 from workers.core.request import Request, SamplingParams
 from workers.wire import worker_pb2 as worker
@@ -37,6 +37,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", {"num_key_value_heads": 1}),
 }
+BACKENDS = {"llama": "shm", "qwen2": "gloo", "qwen3": "gloo"}
 
 
 def request(name: str, prompt: tuple[int, ...], max_tokens: int = NEW_TOKENS) -> Request:
@@ -58,14 +59,15 @@ async def test_tokens_equal_transformers(shape: str, tmp_path: Path) -> None:
     examples = [oracle.example(length, NEW_TOKENS) for length in LENGTHS]
     shared = examples[-2].prompt[:500]
     kin = [oracle.example(600, NEW_TOKENS, seed=i, prefix=shared) for i in range(3)]
-    tight = ENGINE | {"kv_tokens": 336}
-    async with workers(
-        tmp_path,
-        model,
-        p={"role": "prefill", "engine": ENGINE},
-        d={"role": "decode", "engine": ENGINE},
-        tight={"role": "decode", "engine": tight},
-    ) as up:
+    backend = BACKENDS[shape]
+    roles = {
+        "p": {"role": "prefill", "engine": ENGINE},
+        "d": {"role": "decode", "engine": ENGINE},
+        "tight": {"role": "decode", "engine": ENGINE | {"kv_tokens": 336}},
+    }
+    for role in roles.values():
+        role["transport"] = {"backend": backend, "inline_bytes": 0}
+    async with workers(tmp_path, model, **roles) as up:
         p, d = up["p"], up["d"]
 
         async def check(name: str, example: Example, where: Any) -> worker.Admitted:
@@ -76,7 +78,7 @@ async def test_tokens_equal_transformers(shape: str, tmp_path: Path) -> None:
 
         for i, example in enumerate(examples):
             admitted = await check(f"cold-{i}", example, d)
-            assert admitted.transport == "gloo"
+            assert i == 0 or admitted.transport == backend, "the first need not wait for its pair"
         for i, example in enumerate(examples):
             admitted = await check(f"warm-{i}", example, d)
             assert admitted.cached_tokens == (len(example.prompt)) // 16 * 16
@@ -96,7 +98,7 @@ def slow_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Example]
     return model, Oracle(model).example(3000, NEW_TOKENS)
 
 
-ONE_BLOCK = {"staging_bytes": 1, "checksums": True}
+ONE_BLOCK = {"backend": "gloo", "staging_bytes": 1, "inline_bytes": 0, "checksums": True}
 
 
 def slow_roles() -> dict[str, dict[str, Any]]:
@@ -116,20 +118,28 @@ async def until_fetching(p: Any, ticket_id: str) -> None:
                 return
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def bind(p: Any, what: Request, early: bool) -> tuple[Any, Any, int | None]:
+    """Its ticket, its first token to come, and what the decode worker is told of that."""
+    ticket, coming = await opened(p.stub.Prefill, what)
+    return ticket, coming, None if early else (await coming).token.id
+
+
+@pytest.mark.parametrize(
+    ("number", "early"), [(signal.SIGKILL, True), (signal.SIGSTOP, False)], ids=["9", "19"]
+)
 async def test_decode_dies_in_mid_transfer_and_the_ticket_is_bound_again(
-    number: signal.Signals, slow_model: tuple[Path, Example], tmp_path: Path
+    number: signal.Signals, early: bool, slow_model: tuple[Path, Example], tmp_path: Path
 ) -> None:
     model, example = slow_model
     async with workers(tmp_path, model, **slow_roles()) as up:
         p, a, b = up["p"], up["a"], up["b"]
         what = request("r", example.prompt)
-        ticket, first = await prefill(p.stub.Prefill, what)
-        lost = asyncio.create_task(decode(a.stub.Decode, what, ticket, first.token.id, 1))
+        ticket, coming, told = await bind(p, what, early)
+        lost = asyncio.create_task(decode(a.stub.Decode, what, ticket, told, 1))
         await until_fetching(p, ticket.id)
         a.kill(number)
-        _, rest = await decode(b.stub.Decode, what, ticket, first.token.id, 2)
-        assert [first.token.id, *rest] == list(example.output)
+        _, rest = await decode(b.stub.Decode, what, ticket, told, 2)
+        assert [(await coming).token.id, *rest] == list(example.output)
         if number is signal.SIGSTOP:
             a.kill(signal.SIGCONT)  # it wakes up late, and can neither free nor speak twice
         with pytest.raises(grpc.aio.AioRpcError):
@@ -140,16 +150,18 @@ async def test_decode_dies_in_mid_transfer_and_the_ticket_is_bound_again(
             await a.idle()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(
+    ("number", "early"), [(signal.SIGKILL, False), (signal.SIGSTOP, True)], ids=["9", "19"]
+)
 async def test_prefill_dies_in_mid_transfer_and_decode_frees_its_pages(
-    number: signal.Signals, slow_model: tuple[Path, Example], tmp_path: Path
+    number: signal.Signals, early: bool, slow_model: tuple[Path, Example], tmp_path: Path
 ) -> None:
     model, example = slow_model
     async with workers(tmp_path, model, **slow_roles()) as up:
         p, a = up["p"], up["a"]
         what = request("r", example.prompt)
-        ticket, first = await prefill(p.stub.Prefill, what)
-        lost = asyncio.create_task(decode(a.stub.Decode, what, ticket, first.token.id, 1))
+        ticket, coming, told = await bind(p, what, early)
+        lost = asyncio.create_task(decode(a.stub.Decode, what, ticket, told, 1))
         await until_fetching(p, ticket.id)
         p.kill(number)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -158,8 +170,8 @@ async def test_prefill_dies_in_mid_transfer_and_decode_frees_its_pages(
         await a.idle()
         if number is signal.SIGSTOP:
             p.kill(signal.SIGCONT)
-            _, rest = await decode(a.stub.Decode, what, ticket, first.token.id, 2)
-            assert [first.token.id, *rest] == list(example.output)
+            _, rest = await decode(a.stub.Decode, what, ticket, told, 2)
+            assert [(await coming).token.id, *rest] == list(example.output)
             await p.idle()
 
 
@@ -186,3 +198,48 @@ async def test_a_client_that_leaves_frees_both_sides_in_every_phase(
             await p.stub.Release(worker.ReleaseRequest(ticket_id=ticket.id, epoch=1))
             await a.idle()
             await p.idle()
+
+
+@pytest.mark.timeout(240)
+async def test_a_worker_that_is_told_to_stop_hands_on_what_it_decodes_and_leaves(
+    slow_model: tuple[Path, Example], tmp_path: Path
+) -> None:
+    model, example = slow_model
+    prompt = example.prompt[:200]
+    roles = slow_roles()
+    for role in roles.values():
+        role["grace_s"] = 20.0
+    async with workers(tmp_path, model, **roles) as up:
+        p, a, b = up["p"], up["a"], up["b"]
+        what = request("r", prompt, 300)
+        _, alone = await both(p.stub.Prefill, b.stub.Decode, request("alone", prompt, 300))
+        ticket, first = await prefill(p.stub.Prefill, what)
+
+        class Told:
+            """The worker, which gets a signal where others ask it to move a sequence."""
+
+            Decode = a.stub.Decode
+
+            async def Move(self, _: worker.MoveRequest) -> None:
+                a.kill(signal.SIGTERM)
+
+        moved, tokens = await moving(Told(), b.stub, what, ticket, first.token, after=20)
+        assert moved and [token.id for token in tokens] == alone
+        assert await asyncio.to_thread(a.process.wait, 10) == 0
+        assert "leaving with 0 requests" in a.log.read_text()
+
+        what = request("stays", prompt, 3000)
+        ticket, first = await prefill(p.stub.Prefill, what)
+        staying = b.stub.Decode(decode_request(what, ticket, first.token.id))
+        assert (await staying.read()).HasField("admitted")
+        b.kill(signal.SIGTERM)
+        while not (event := await staying.read()).HasField("moving"):
+            assert event.HasField("tokens")
+        assert (await b.report()).state == "draining"
+        b.kill(signal.SIGTERM)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            while await staying.read() is not grpc.aio.EOF:
+                pass
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "is leaving" in (caught.value.details() or "")
+        assert await asyncio.to_thread(b.process.wait, 10) == 0

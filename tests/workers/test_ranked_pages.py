@@ -16,6 +16,7 @@ from workers.parallel.channel import QueueSender
 from workers.parallel.group import Ranks
 from workers.parallel.layout import Layout
 from workers.parallel.pages import FollowerPages, HeadShares, RankedPages
+from workers.parallel.steps import Steps
 
 CPU = torch.device("cpu")
 BLOCKS = 7  # of a shard
@@ -58,6 +59,7 @@ def on_ranks(
     its shard's `full` pages, else zeros."""
     shares = HeadShares(layout, shape.kv_heads)
     channel = QueueSender(layout.world - 1)
+    steps = [Steps() for _ in range(layout.world)]
 
     def work(ranks: Ranks) -> KVCache:
         rank = ranks.world.rank
@@ -67,9 +69,9 @@ def on_ranks(
         if full is not None:
             own.pages.copy_(full[rank // layout.tensor].pages[..., span.part, :])
         if rank == 0:
-            lead(RankedPages(own, shares, channel, ranks.world))
+            lead(RankedPages(own, shares, channel, ranks.world, steps[0]))
             return own
-        pages = FollowerPages(own, shares, rank, ranks.world)
+        pages = FollowerPages(own, shares, rank, ranks.world, steps[rank])
         for _ in range(told):
             message = channel.receivers[rank - 1].recv(WAIT_S)
             assert message is not None
@@ -162,3 +164,19 @@ def test_copies_of_many_threads_do_not_mix() -> None:
 
     on_ranks(layout, shape, lead, rounds * threads, full)
     assert not faults
+
+
+def test_some_heads_are_copied_as_the_pages_have_them() -> None:
+    for shape in SHAPES.values():
+        cache = random_caches(Layout(1, 1), shape)[0]
+        blocks, part = [5, 0, 3], slice(shape.kv_heads // 2, shape.kv_heads)
+        expected = cache.pages[blocks][..., part, :]
+        staging = cache.new_staging(expected.numel() * shape.dtype.itemsize)
+        cache.gather(blocks, staging, part)
+        assert torch.equal(staging.view(shape.dtype), expected.flatten())
+
+        other = KVCache(shape, BLOCKS, CPU)
+        other.scatter(staging, [1, 6, 2], part)
+        assert torch.equal(other.pages[[1, 6, 2]][..., part, :], expected)
+        other.pages[[1, 6, 2], ..., part, :] = 0
+        assert not other.pages.any(), "nothing else was written"

@@ -121,3 +121,21 @@ async def test_without_redis_it_only_counts() -> None:
             await asyncio.sleep(0.01)
     running.cancel()
     await registry.leave()
+
+
+async def test_the_others_of_the_cluster_are_known_while_redis_says_so() -> None:
+    assert await Registry(None, "k", RECORD, EventPublisher(BlockPool(4, 4))).peers() is None
+    with redis_server() as server:
+        async with registered(server) as (_, client):
+            await until(client, lambda raw: raw is not None)
+            registry = Registry(server.url, "k", RECORD, EventPublisher(BlockPool(4, 4)))
+            assert await registry.peers() == [], "itself is none of them"
+            other = RECORD.model_copy(update={"id": "prefill-0", "role": "prefill"})
+            await client.set(replica_key("k", other.id), other.model_dump_json())
+            await client.set(replica_key("another", other.id), other.model_dump_json())
+            await client.set(replica_key("k", "broken"), "what is this")
+            assert await registry.peers() == [other]
+            server.stop()
+            assert await registry.peers() is None
+            server.start()
+            await registry.leave()

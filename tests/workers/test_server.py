@@ -18,12 +18,15 @@ import pytest
 from tests.handoff import both, prefill
 from tests.sim.house import expected, request
 from workers.config import TransportConfig
+from workers.core.clock import SystemClock
 from workers.core.errors import KvasirError
 from workers.core.sim_runner import SimRunner
+from workers.core.span import whole
 from workers.core.waits import inline
 from workers.engine import Engine
 from workers.peer_client import GrpcPeers
 from workers.server import start_server
+from workers.transfer.port import LocalPort, Ports
 from workers.wire import common_pb2 as common
 from workers.wire import worker_pb2 as worker
 from workers.wire import worker_pb2_grpc as worker_grpc
@@ -36,13 +39,15 @@ PATIENCE_S = 1.0
 async def served() -> AsyncIterator[tuple[Worker, worker_grpc.WorkerStub]]:
     """A worker of both roles on simulated pages; blocks go inline."""
     runner = SimRunner(num_blocks=1024, block_size=16)
-    peers = GrpcPeers()
+    peers = GrpcPeers(SystemClock())
+    ports = Ports(((LocalPort(runner.pages, whole(1), [], inline),),), 1, runner.pages.block_bytes)
     made = Worker(
         Engine(runner, block_size=16, step_tokens=4096, max_seqs=8),
         common.ReplicaRef(id="w", incarnation="1"),
         common.ROLE_PREFILL,
         peer_at=peers.at,
-        transport=None,
+        ports=ports,
+        transports=[],
         config=TransportConfig(backend="inline", chunk_timeout_s=PATIENCE_S),
         ttl_s=10.0,
         offload=inline,
@@ -109,7 +114,7 @@ FROZEN = textwrap.dedent(
 
 
 class EndlessFetch:
-    """The prefill role as the service sees it, with more to send than any window takes."""
+    """The tickets as the service sees them, with more to send than any window takes."""
 
     patience_s = PATIENCE_S
     open = 0
@@ -128,7 +133,7 @@ async def test_a_decode_worker_that_does_not_read_cannot_hold_a_fetch() -> None:
     """Its socket is full, so the fetch waits in a write, where it sees neither a release nor the
     end of its lease: that wait has a deadline too."""
     role = EndlessFetch()
-    parts: Any = SimpleNamespace(prefill=role)
+    parts: Any = SimpleNamespace(desk=role)
     server, port = await start_server(parts, "127.0.0.1", 0)
     peer = subprocess.Popen(
         [sys.executable, "-c", FROZEN, f"127.0.0.1:{port}"], stdout=subprocess.PIPE

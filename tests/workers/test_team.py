@@ -165,6 +165,41 @@ def test_followers_of_other_hosts_come_over_tcp() -> None:
     team.close()
 
 
+def with_another_line(token: str | None = None) -> Play:
+    def play(actor: Actor) -> None:
+        actor.come()
+        wire = connect(actor.invitation.address, WAIT_S)
+        invited = token or actor.invitation.token
+        wire.send({"say": "beside", "rank": actor.rank, "token": invited})
+        line = wire.detach()
+        line.settimeout(WAIT_S)
+        if said := line.recv(100):  # else it was hung up on
+            line.sendall(said + b" you too")
+        actor.live()
+        line.close()
+
+    return play
+
+
+def test_a_second_line_of_each_follower_is_handed_over() -> None:
+    team = Team(2, Stage(with_another_line(), with_another_line()), plan)
+    for rank, line in enumerate(team.lines_beside(WAIT_S), 1):
+        line.settimeout(WAIT_S)
+        line.sendall(b"rank %d" % rank)
+        assert line.recv(100) == b"rank %d you too" % rank
+        line.close()
+    team.close()
+    assert not team.loss.done()
+
+
+def test_a_second_line_of_a_stranger_is_hung_up_on() -> None:
+    team = Team(2, Stage(with_another_line("guessed"), well), plan)
+    with pytest.raises(Unavailable, match="rank 1 has not said 'beside'"):
+        team.lines_beside(1.0)
+    assert not team.loss.done(), "it was not a rank that hung up"
+    team.close()
+
+
 def ends(actor: Actor) -> None:
     actor.come()
 

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workers.attention.copy_stream import CopyStream
 from workers.kernels.huge_pages import huge_zeros
+
+_INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}  # by bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,13 @@ class KVCache:
         width = shape.kv_heads * shape.head_dim
         self._tokens = self.pages.view(-1, width)
         self._pages_of_a_layer = self.pages.view(-1, shape.block_size * width)
-        self._blocks = self.pages.view(num_blocks, -1)
+        # For copies as integers, the widest that no head shares with another: few are moved.
+        head_bytes = shape.head_dim * shape.dtype.itemsize
+        size = next(size for size in _INTEGERS if head_bytes % size == 0)
+        self._head_words = head_bytes // size
+        words = memory.view(_INTEGERS[size])
+        self._words = words.view(num_blocks, -1, shape.kv_heads * self._head_words)
+        self.beside = CopyStream(device)  # what copies of these pages are queued on
 
     @property
     def device(self) -> torch.device:
@@ -95,16 +104,32 @@ class KVCache:
         assert len(sides) == self.shape.sides, f"{len(sides)} sides of {self.shape.sides}"
         return enumerate(sides, layer * self.shape.sides)
 
-    # PageStore. Staging is uint8 on the device of the pages.
+    # PageStore. Staging is uint8 on the device of the pages, or on the CPU, then best pinned.
 
     def new_staging(self, num_bytes: int) -> Tensor:
         return torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
 
-    def gather(self, blocks: Sequence[int], staging: Tensor) -> None:
-        torch.index_select(self._blocks, 0, self._index(blocks), out=self._typed(blocks, staging))
+    def gather(self, blocks: Sequence[int], staging: Tensor, heads: slice | None = None) -> None:
+        """Over when it returns, wherever staging lies; of `heads` alone where they are given, then
+        with nothing between them. Raises Unavailable like CopyStream."""
+        rows = self._rows_of(heads)
+        with self.beside():
+            index, out = self._index(blocks), self._typed(staging, len(blocks), rows)
+            if staging.device == self.device:
+                torch.index_select(rows, 0, index, out=out)
+            else:
+                out.copy_(rows.index_select(0, index), non_blocking=True)
 
-    def scatter(self, staging: Tensor, blocks: Sequence[int]) -> None:
-        self._blocks.index_copy_(0, self._index(blocks), self._typed(blocks, staging))
+    def scatter(self, staging: Tensor, blocks: Sequence[int], heads: slice | None = None) -> None:
+        """Over when it returns, like gather."""
+        rows = self._rows_of(heads)
+        with self.beside():
+            came = self._typed(staging, len(blocks), rows).to(self.device, non_blocking=True)
+            if self.device.type != "cpu":
+                rows.index_copy_(0, self._index(blocks), came)
+                return
+            for block, row in zip(blocks, came.unbind(), strict=True):
+                rows[block].copy_(row)  # on a CPU index_copy_ moves word by word
 
     def to_bytes(self, staging: Tensor, num_bytes: int) -> bytes:
         return staging[:num_bytes].cpu().numpy().tobytes()
@@ -116,8 +141,15 @@ class KVCache:
     def _index(self, blocks: Sequence[int]) -> Tensor:
         return torch.tensor(blocks, dtype=torch.int64, device=self.device)
 
-    def _typed(self, blocks: Sequence[int], staging: Tensor) -> Tensor:
-        """The start of staging as [len(blocks), elements of a block]."""
-        used = len(blocks) * self.block_bytes
+    def _rows_of(self, heads: slice | None) -> Tensor:
+        """[num_blocks, layers * sides * block_size, words of these heads]."""
+        if heads is None:
+            return self._words
+        width = self._head_words
+        return self._words[:, :, heads.start * width : heads.stop * width]
+
+    def _typed(self, staging: Tensor, num_blocks: int, rows: Tensor) -> Tensor:
+        """The start of staging, as so many blocks of `rows`."""
+        used = num_blocks * rows[0].numel() * rows.itemsize
         assert staging.numel() >= used, f"staging of {staging.numel()} bytes for {used}"
-        return staging[:used].view(self.shape.dtype).view(len(blocks), -1)
+        return staging[:used].view(rows.dtype).view(num_blocks, *rows.shape[1:])

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from workers.core.clock import Clock
+from workers.core.span import whole
 from workers.kernels.pick import pick_kernels
 from workers.layers.build import Build
 from workers.layers.linear import Linear
-from workers.parallel.span import whole
 
 READ_BYTES = 1 << 30  # far larger than any cache
 REPEATS = 5

@@ -110,14 +110,13 @@ class BlockPool:
 
     def release(self, blocks: Sequence[int]) -> None:
         """Drop one reference to each, the tail first."""
+        idle: list[int] = []
         for block in reversed(blocks):
             assert self._refs[block] > 0, f"block {block} released twice"
             self._refs[block] -= 1
             if self._refs[block] == 0:
-                if block in self._id_of:
-                    self._idle.idle(block)
-                else:
-                    self._free.append(block)
+                (idle if block in self._id_of else self._free).append(block)
+        self._idle.idle(idle, [self._id_of[block] for block in idle])
 
     def _forget(self, block: int) -> None:
         block_id = self._id_of.pop(block)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from workers.core.block_pool import BlockPool
 from workers.core.events import EventKind, EventLog
+from workers.core.eviction import EvictionName, make_eviction
 from workers.core.hashing import BlockId
 
 
@@ -14,14 +15,22 @@ class BlockPools:
     """`shards` pools of equal size. A shard is a group of ranks with pages of its own
     (data-parallel attention): the blocks of a sequence all lie in one. Mostly there is one."""
 
-    def __init__(self, num_blocks: int, block_size: int, shards: int = 1) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, shards: int = 1, eviction: EvictionName = "lru"
+    ) -> None:
         assert num_blocks % shards == 0, f"{num_blocks} blocks for {shards} shards"
         each = num_blocks // shards
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.events = EventLog() if shards == 1 else UnionLog()
         self.shards = [
-            BlockPool(each, block_size, first=shard * each, events=self.events)
+            BlockPool(
+                each,
+                block_size,
+                make_eviction(eviction, each),
+                first=shard * each,
+                events=self.events,
+            )
             for shard in range(shards)
         ]
 

@@ -5,11 +5,13 @@ KvasirError
 |   |-- ContextTooLong
 |   `-- UnknownField
 |-- ModelNotFound         NOT_FOUND            404
+|-- RequestNotFound       NOT_FOUND            404  explained: never seen, or too long ago
 |-- PayloadTooLarge       OUT_OF_RANGE         413
 |-- Overloaded            RESOURCE_EXHAUSTED   429  try again after retry_after_s
 |-- Unavailable           UNAVAILABLE          503  nobody is there to do it now
 |-- Cancelled             CANCELLED            499  the caller, or the router for it, ended it
 |-- TicketError           FAILED_PRECONDITION  409  gone, expired, or taken by a newer epoch
+|   `-- CorruptKV                                   wrong checksums twice: nothing to fetch again
 |-- ConfigError           FAILED_PRECONDITION  -    at start, names key and place
 |-- CheckpointError       FAILED_PRECONDITION  -    at start, names the file
 `-- TransferError         UNAVAILABLE          503  a pair or a fetch failed; never seen by clients
@@ -97,6 +99,13 @@ class ModelNotFound(KvasirError):
         )
 
 
+class RequestNotFound(KvasirError):
+    code = Code.NOT_FOUND
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no request {name!r} is known here, or no longer")
+
+
 class PayloadTooLarge(KvasirError):
     code = Code.OUT_OF_RANGE
 
@@ -118,6 +127,10 @@ class Cancelled(KvasirError):
 
 class TicketError(KvasirError):
     code = Code.FAILED_PRECONDITION
+
+
+class CorruptKV(TicketError):
+    """Blocks came with wrong checksums twice. The prompt has to be computed again."""
 
 
 class ConfigError(KvasirError):

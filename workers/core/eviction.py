@@ -1,14 +1,23 @@
 """Which unreferenced block gives way first. The pool tells a policy what becomes idle and what is
-wanted again; the policy only ranks."""
+wanted again; the policy only ranks. Every operation takes constant time for each block.
+
+Sequences give their blocks back tail first, so what was built on a prefix goes before it.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+from workers.core.hashing import BlockId
+
+EvictionName = Literal["adaptive", "lru"]
 
 
 class EvictionPolicy(Protocol):
-    def idle(self, block: int) -> None:
-        """The last reference to a cached block is gone."""
+    def idle(self, blocks: Sequence[int], ids: Sequence[BlockId]) -> None:
+        """The last reference to these cached blocks is gone: blocks of one sequence, tail first."""
 
     def wanted(self, block: int) -> None:
         """An idle block is referenced again, or its content is void."""
@@ -21,26 +30,113 @@ class EvictionPolicy(Protocol):
     def __contains__(self, block: int) -> bool: ...
 
 
+def make_eviction(name: EvictionName, num_blocks: int) -> EvictionPolicy:
+    """For a pool of so many blocks."""
+    return Adaptive(num_blocks) if name == "adaptive" else LRU()
+
+
 class LRU:
-    """Least recently used. Sequences give their blocks back tail first, so a prefix outlives what
-    was built on it."""
+    """Least recently used."""
 
     def __init__(self) -> None:
-        self._order: dict[int, None] = {}
+        self._order: OrderedDict[int, None] = OrderedDict()
 
-    def idle(self, block: int) -> None:
-        self._order[block] = None
+    def idle(self, blocks: Sequence[int], ids: Sequence[BlockId]) -> None:
+        self._order.update(dict.fromkeys(blocks))
 
     def wanted(self, block: int) -> None:
         del self._order[block]
 
     def victim(self) -> int:
-        block = next(iter(self._order))
-        del self._order[block]
-        return block
+        return self._order.popitem(last=False)[0]
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __contains__(self, block: int) -> bool:
         return block in self._order
+
+
+PROTECTED = 0.9  # of the pool at most; what is met first needs some room as well
+BETTER = 1.3  # times more often that blocks met before must be used again to be worth protecting
+PRIOR = 0.3  # of blocks used again, before anything is known
+HALVED = 16  # pools of blocks given, after which what was counted counts half
+REMEMBERED = 4  # ids of blocks that are gone, as a multiple of the pool (about 150 bytes each)
+
+
+class Adaptive:
+    """Two queues, each least recently used first. Blocks used before, and those built mostly on
+    such, are protected: a conversation that came back once comes back again. What is met first goes
+    before them, so that a scan of new prompts passes through without taking the cache with it.
+
+        met first ----> fresh ----> victim, if there is one
+                          ^
+                          | beyond PROTECTED of the pool, the oldest
+        met before -> protected ----> victim, when nothing is fresh
+
+    Blocks that are gone are remembered for a while by their ids, and count as met before: a gap
+    longer than the fresh ones' stay does not make a conversation a stranger. So both kinds' chances
+    of use are counted whatever was evicted; only where those met before are used again more often
+    are they protected, and else the older of both queues' heads goes, as in LRU. After 2Q and
+    segmented LRU.
+    """
+
+    def __init__(self, num_blocks: int) -> None:
+        self._num_blocks = num_blocks
+        self._fresh: OrderedDict[int, int] = OrderedDict()  # turn in which it became idle
+        self._protected: OrderedDict[int, int] = OrderedDict()
+        self._turn = 0
+        self._met: OrderedDict[BlockId, bool] = OrderedDict()  # did it count as met before
+        self._worth_it = False
+        self._given = [num_blocks / 2] * 2  # blocks met first, and met before
+        self._used = [given * PRIOR for given in self._given]  # of these, used again
+
+    def idle(self, blocks: Sequence[int], ids: Sequence[BlockId]) -> None:
+        before = [self._met.pop(block_id, None) for block_id in ids]
+        met = len(before) - before.count(None)
+        continued = 2 * met >= len(ids)
+        self._count(before, len(ids) if continued else met)
+        self._met.update(
+            (block_id, continued or was is not None)
+            for block_id, was in zip(ids, before, strict=True)
+        )
+        while len(self._met) > (1 + REMEMBERED) * self._num_blocks:
+            self._met.popitem(last=False)
+        self._turn += 1
+        for block, was in zip(blocks, before, strict=True):
+            protected = continued or was is not None
+            (self._protected if protected else self._fresh)[block] = self._turn
+        while self._worth_it and len(self._protected) > PROTECTED * self._num_blocks:
+            block, turn = self._protected.popitem(last=False)
+            self._fresh[block] = turn
+
+    def _count(self, before: Sequence[bool | None], protected: int) -> None:
+        """Whether protection is founded: those met before come back more often than others."""
+        self._given[False] += len(before) - protected
+        self._given[True] += protected
+        self._used[False] += before.count(False)
+        self._used[True] += before.count(True)
+        fresh, again = (used / given for used, given in zip(self._used, self._given, strict=True))
+        self._worth_it = again >= BETTER * fresh
+        if sum(self._given) > HALVED * self._num_blocks:
+            self._given = [given / 2 for given in self._given]
+            self._used = [used / 2 for used in self._used]
+
+    def wanted(self, block: int) -> None:
+        if block in self._fresh:
+            del self._fresh[block]
+        else:
+            del self._protected[block]
+
+    def victim(self) -> int:
+        queue = self._fresh or self._protected
+        if self._fresh and self._protected and not self._worth_it:
+            oldest = (turns[next(iter(turns))] for turns in (self._fresh, self._protected))
+            queue = self._fresh if next(oldest) <= next(oldest) else self._protected
+        return queue.popitem(last=False)[0]
+
+    def __len__(self) -> int:
+        return len(self._fresh) + len(self._protected)
+
+    def __contains__(self, block: int) -> bool:
+        return block in self._fresh or block in self._protected

@@ -76,13 +76,30 @@ class SampledToken(NamedTuple):
 
 
 class SequenceStatus(StrEnum):
-    """See scheduler.TRANSITIONS for who may become what."""
+    """See TRANSITIONS for who may become what."""
 
     WAITING = "waiting"  # in the queue, holds no pages
     RESERVED = "reserved"  # decode side: pages held while KV is on its way
     RUNNING = "running"
-    HELD = "held"  # prefill side: done here, pages pinned for a ticket
+    HELD = "held"  # stands still, pages pinned for a ticket: prefilled, or on its way elsewhere
     FINISHED = "finished"
+
+
+S = SequenceStatus
+TRANSITIONS: frozenset[tuple[SequenceStatus, SequenceStatus]] = frozenset(
+    {
+        (S.WAITING, S.RUNNING),  # admitted: prefix matched, pages for all its tokens allocated
+        (S.WAITING, S.RESERVED),  # receiving side: pages allocated, KV still to arrive
+        (S.WAITING, S.FINISHED),  # aborted in the queue
+        (S.RESERVED, S.RUNNING),  # KV arrived
+        (S.RESERVED, S.FINISHED),  # fetch failed or cancelled
+        (S.RUNNING, S.WAITING),  # preempted: pages given back, computed again later
+        (S.RUNNING, S.HELD),  # prefill done, or frozen to be handed on; a ticket pins the pages
+        (S.RUNNING, S.FINISHED),  # stop, length, abort
+        (S.HELD, S.RUNNING),  # nobody took it: it goes on here
+        (S.HELD, S.FINISHED),  # ticket redeemed, released or expired
+    }
+)
 
 
 class Sequence:
@@ -92,6 +109,10 @@ class Sequence:
     `num_cached` is how many of them were found in the prefix cache when it was admitted. While
     steps are under way, `num_launched` tokens will have their KV once those are over, and
     `num_awaited` tokens that follow `tokens` are being sampled. It ends with `most_tokens`.
+
+    `hold`: it stands still after its next token; `frozen`: only until it is known who goes on with
+    it. `pinned`: somebody else reads its pages, so it is not preempted. `to_come`: tokens that
+    arrive with its KV (receiving side).
     """
 
     def __init__(
@@ -100,6 +121,7 @@ class Sequence:
         hasher: BlockHasher,
         *,
         hold: bool = False,
+        to_come: int = 0,
         most_tokens: int | None = None,
     ) -> None:
         self.request = request
@@ -109,6 +131,9 @@ class Sequence:
         self.prompt_len = request.prompt_len
         self.hasher = hasher
         self.hold = hold
+        self.frozen = False
+        self.pinned = False
+        self.to_come = to_come
         self.status = SequenceStatus.WAITING
         self.shard = 0  # where its blocks lie
         self.blocks: array[int] = array("i")  # not a list: a step copies the ids of every sequence

@@ -24,7 +24,8 @@ class ModelInfo:
 
 class PageStore(Protocol):
     """The pages behind block ids 0..num_blocks-1. Staging is contiguous bytes, block after block,
-    in whatever the store and its transports share: a torch uint8 tensor, or a simulated bytearray.
+    in whatever the store and its transports share: a torch uint8 tensor, or a simulated memoryview.
+    Copies move the part of some `heads`, of those that the pages have; all by default.
     """
 
     num_blocks: int
@@ -32,10 +33,10 @@ class PageStore(Protocol):
 
     def new_staging(self, num_bytes: int) -> Any: ...
 
-    def gather(self, blocks: Sequence[int], staging: Any) -> None:
-        """Copy pages out, into the first len(blocks) * block_bytes bytes of staging."""
+    def gather(self, blocks: Sequence[int], staging: Any, heads: slice | None = None) -> None:
+        """Copy pages out, into the first bytes of staging."""
 
-    def scatter(self, staging: Any, blocks: Sequence[int]) -> None:
+    def scatter(self, staging: Any, blocks: Sequence[int], heads: slice | None = None) -> None:
         """Copy pages in. The caller owns `blocks` alone: nobody reads them before it returns."""
 
     def to_bytes(self, staging: Any, num_bytes: int) -> bytes:

@@ -1,38 +1,29 @@
 """Continuous batching over a block pool: who runs in the next step, and what the step changed.
 
-Events in (add, reserve, start, abort, release), a Batch out; no I/O, no clock. A second batch may
-be scheduled while the first is under way: its decodes continue with tokens not known yet, and who
-turns out to have ended has computed one step in vain. Pages are given back when no batch that
-writes them is under way: after update() or fail() for each.
+Events in (add, reserve, start, freeze, resume, pin, unpin, abort), a Batch out; no I/O, no clock. A
+second batch may be scheduled while the first is under way: its decodes continue with tokens not
+known yet, and who turns out to have ended has computed one step in vain. Pages are given back when
+no batch that writes them is under way, after update() or fail() for each, and nobody reads them.
 """
 
 from __future__ import annotations
 
-from array import array
-from collections import Counter, deque
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 
 from workers.core.batch import Batch, Chunk, SequenceUpdate, StepOutput
-from workers.core.block_pool import BlockPool
 from workers.core.block_pools import BlockPools
 from workers.core.errors import KvasirError
-from workers.core.request import FinishReason, SampledToken, Sequence, SequenceStatus
+from workers.core.request import (
+    TRANSITIONS,
+    FinishReason,
+    SampledToken,
+    Sequence,
+    SequenceStatus,
+)
+from workers.core.sequence_pages import SequencePages
 
 S = SequenceStatus
-TRANSITIONS: frozenset[tuple[SequenceStatus, SequenceStatus]] = frozenset(
-    {
-        (S.WAITING, S.RUNNING),  # admitted: prefix matched, pages for all its tokens allocated
-        (S.WAITING, S.RESERVED),  # decode side: pages allocated, KV still to arrive
-        (S.WAITING, S.FINISHED),  # aborted in the queue
-        (S.RESERVED, S.RUNNING),  # KV arrived
-        (S.RESERVED, S.FINISHED),  # fetch failed or cancelled
-        (S.RUNNING, S.WAITING),  # preempted: pages given back, computed again later
-        (S.RUNNING, S.HELD),  # prefill done; a ticket pins the pages
-        (S.RUNNING, S.FINISHED),  # stop, length, abort
-        (S.HELD, S.FINISHED),  # ticket redeemed, released or expired
-    }
-)
-
 FinishCheck = Callable[[Sequence, int], FinishReason | None]
 
 
@@ -49,12 +40,20 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.reserved: set[Sequence] = set()
         self.held: set[Sequence] = set()
-        self.query_tokens = 0
-        self.hit_tokens = 0
         self.preemptions = 0
+        self._pages = SequencePages(pool)
         self._finish = finish
         self._under_way = 0  # batches
-        self._leaving: set[Sequence] = set()  # finished, their pages still written
+        self._leaving: set[Sequence] = set()  # finished, their pages still in use
+
+    @property
+    def query_tokens(self) -> int:
+        """That were looked up in the prefix cache."""
+        return self._pages.query_tokens
+
+    @property
+    def hit_tokens(self) -> int:
+        return self._pages.hit_tokens
 
     # -- events ------------------------------------------------------------------------------
 
@@ -62,30 +61,63 @@ class Scheduler:
         self.waiting.append(seq)
 
     def reserve(self, seq: Sequence) -> bool:
-        """Pin the cached prefix and allocate pages for all of `seq`'s tokens in one step; False
-        when there is no room now. One block a running sequence is left for their growth."""
+        """Pin the cached prefix and allocate pages for all of `seq`'s tokens, those to come
+        included, in one step; False when there is no room now. One block a running sequence is left
+        for their growth."""
         assert seq.status is S.WAITING and seq not in self.waiting
-        crowd = len(self.running) + len(self.reserved)
         # Preempted ones go first. Prompts that wait because tickets pin too much do not: on one
         # worker of both roles it is a reservation that frees those pins.
-        if crowd >= self.max_seqs or any(not other.hold for other in self.waiting):
+        if self._crowd >= self.max_seqs or any(not other.hold for other in self.waiting):
             return False
-        if not self._allocate(seq, beside=(*self.running, *self.reserved)):
+        if not self._pages.allocate(seq, beside=(*self.running, *self.reserved)):
             return False
         self._move(seq, S.RESERVED)
         self.reserved.add(seq)
         return True
 
-    def start(self, seq: Sequence) -> None:
-        """All KV of a reserved sequence but its last token's is in its pages, checked."""
+    def extend(self, seq: Sequence, num_blocks: int) -> bool:
+        """Pages up to `num_blocks` for a reserved sequence that grows where its KV comes from;
+        False when there are none now."""
+        assert seq.status is S.RESERVED, seq
+        return self._pages.extend(seq, num_blocks)
+
+    def start(self, seq: Sequence, tokens: Iterable[int] = ()) -> None:
+        """All KV of a reserved sequence but its last token's is in its pages, checked; `tokens`
+        came with it."""
         self.reserved.remove(seq)
+        seq.tokens.extend(tokens)
+        seq.to_come = 0
         seq.begin_at(len(seq.tokens) - 1)
-        self._commit(seq)
+        self._pages.commit(seq)
         self._move(seq, S.RUNNING)
         self.running.append(seq)
 
+    def freeze(self, seq: Sequence) -> None:
+        """A running sequence stands still, HELD, as soon as no step computes it: now, or with its
+        next token."""
+        assert seq.status is S.RUNNING, seq
+        seq.hold = seq.frozen = True
+        if not seq.steps_under_way and seq.num_unlaunched == 1:
+            self._hold(seq)
+
+    def resume(self, seq: Sequence) -> None:
+        """A sequence that was to be handed on runs here again."""
+        seq.hold = seq.frozen = False
+        if seq.status is S.HELD:
+            self.held.remove(seq)
+            self._move(seq, S.RUNNING)
+            self.running.append(seq)
+
+    def pin(self, seq: Sequence) -> None:
+        """Somebody else reads its pages: they stay, whatever happens to it."""
+        seq.pinned = True
+
+    def unpin(self, seq: Sequence) -> None:
+        seq.pinned = False
+        self._leave(seq)
+
     def abort(self, seq: Sequence) -> None:
-        """End it in whatever state it is; idempotent. Its pages go when no step writes them."""
+        """End it in whatever state it is; idempotent. Its pages go when nobody uses them."""
         if seq.status is not S.FINISHED:
             self._retire(seq)
 
@@ -130,7 +162,7 @@ class Scheduler:
                 updates.append(SequenceUpdate(seq, finished=True, error=choice))
                 continue
             seq.num_computed = chunk.end
-            self._commit(seq)
+            self._pages.commit(seq)
             updates.append(SequenceUpdate(seq) if choice is None else self._append(seq, choice))
         return updates
 
@@ -151,12 +183,17 @@ class Scheduler:
         for seq in self.running:
             assert seq.status is S.RUNNING and seq.num_computed < len(seq.tokens), seq
         for seq in self._leaving:
-            assert seq.status is S.FINISHED and seq.steps_under_way, seq
+            assert seq.status is S.FINISHED and (seq.steps_under_way or seq.pinned), seq
         for seq in everyone:
             assert len(seq.blocks) * self.pool.block_size >= seq.num_launched, seq
         self.pool.check_integrity(seq.blocks for seq in everyone)
 
     # -- inside ------------------------------------------------------------------------------
+
+    @property
+    def _crowd(self) -> int:
+        """Who runs, or may at any moment."""
+        return len(self.running) + len(self.reserved) + sum(seq.frozen for seq in self.held)
 
     def _can_run_ahead(self) -> bool:
         """Whether a step may begin without the tokens that the one under way samples."""
@@ -185,37 +222,33 @@ class Scheduler:
             seq = chunk.sequence
             seq.num_awaited -= chunk.sample
             seq.steps_under_way -= 1
-            if not seq.steps_under_way and seq in self._leaving:
-                self._leaving.remove(seq)
-                self._give_back(seq)
+            self._leave(seq)
 
     def _schedule_decodes(self) -> list[Chunk] | None:
         """A chunk for each running sequence that needs one token; who finds no page preempts the
-        youngest, at last itself. None: that has to wait for the batch under way."""
+        youngest, at last itself, but nobody whose pages others read: who is one of those waits.
+        None: that has to wait for the batch under way."""
         chunks: dict[Sequence, Chunk] = {}
         for seq in list(self.running):
             if seq.status is not S.RUNNING or seq.num_unlaunched != 1 or _over_with_awaited(seq):
                 continue
-            while not self._grow(seq):
+            while not self._pages.grow(seq):
                 if self._under_way:
                     return None
-                victim = next(s for s in reversed(self.running) if s.shard == seq.shard)
+                victim = self._victim(seq.shard)
+                if victim is None:
+                    break
                 self._preempt(victim)
                 chunks.pop(victim, None)
                 if victim is seq:
                     break
-            if seq.status is S.RUNNING:
+            else:
                 chunks[seq] = Chunk(seq, seq.num_launched, 1, sample=True)
         return list(chunks.values())
 
-    def _grow(self, seq: Sequence) -> bool:
-        if len(seq.blocks) * self.pool.block_size > seq.num_launched:
-            return True
-        pool = self._pool_of(seq)
-        if pool.num_available == 0:
-            return False
-        seq.blocks.extend(pool.allocate(1))
-        return True
+    def _victim(self, shard: int) -> Sequence | None:
+        able = (s for s in reversed(self.running) if s.shard == shard and not s.pinned)
+        return next(able, None)
 
     def _chunk(self, seq: Sequence, budget: int) -> Chunk:
         count = min(seq.num_unlaunched, budget)
@@ -223,11 +256,11 @@ class Scheduler:
         return Chunk(seq, start, count, sample=start + count == len(seq.tokens))
 
     def _admit(self, seq: Sequence) -> bool:
-        if len(self.running) + len(self.reserved) >= self.max_seqs:
+        if self._crowd >= self.max_seqs:
             return False
         if seq.hold and self._pins_too_much(seq):
             return False
-        if not self._allocate(seq):
+        if not self._pages.allocate(seq):
             return False
         self._move(seq, S.RUNNING)
         self.running.append(seq)
@@ -240,60 +273,23 @@ class Scheduler:
         wanted = self.pool.blocks_for(len(seq.tokens))
         return bool(holding) and pinned + wanted > self.pool.num_blocks // 2
 
-    def _allocate(self, seq: Sequence, *, beside: tuple[Sequence, ...] = ()) -> bool:
-        """Match the prefix cache, then take pages for all tokens, leaving one to each sequence
-        `beside` it. The block of the last token is never matched: that token must be computed, and
-        not into a page that others read."""
-        seq.hasher.extend(seq.tokens)
-        ids = seq.hasher.ids[: (len(seq.tokens) - 1) // self.pool.block_size]
-        total = self.pool.blocks_for(len(seq.tokens))
-        crowds = Counter(other.shard for other in beside)
-        fitting = []
-        for shard, pool in enumerate(self.pool.shards):
-            matched = pool.match(ids)
-            if pool.fits(matched, total - len(matched) + crowds[shard]):
-                # A block that others hold and one that is computed again are alike: where most is
-                # cached, unless that is where everybody is.
-                fitting.append((pool.num_referenced - len(matched), shard, matched))
-        if not fitting:
-            return False
-        _, seq.shard, matched = min(fitting)
-        pool = self._pool_of(seq)
-        pool.acquire(matched)
-        seq.blocks = array("i", matched + pool.allocate(total - len(matched)))
-        seq.num_committed = len(matched)
-        seq.num_cached = len(matched) * self.pool.block_size
-        seq.begin_at(seq.num_cached)
-        self.query_tokens += len(seq.tokens)
-        self.hit_tokens += seq.num_cached
-        return True
-
-    def _pool_of(self, seq: Sequence) -> BlockPool:
-        return self.pool.shards[seq.shard]
-
-    def _commit(self, seq: Sequence) -> None:
-        full = seq.num_computed // self.pool.block_size
-        if full <= seq.num_committed:
-            return  # most decode steps: no block has become full
-        seq.hasher.extend(seq.tokens)
-        for index in range(seq.num_committed, full):
-            self._pool_of(seq).commit(seq.blocks[index], seq.hasher.ids[index])
-        seq.num_committed = full
-
     def _append(self, seq: Sequence, token: SampledToken) -> SequenceUpdate:
         seq.tokens.append(token.id)
         seq.finish_reason = self._finish(seq, token.id)
         if seq.finish_reason is not None:
             self._retire(seq)
-        elif seq.hold:
-            self.running.remove(seq)
-            self._move(seq, S.HELD)
-            self.held.add(seq)
+        elif seq.hold and not seq.steps_under_way:
+            self._hold(seq)
         return SequenceUpdate(seq, (token,), finished=seq.finish_reason is not None)
+
+    def _hold(self, seq: Sequence) -> None:
+        self.running.remove(seq)
+        self._move(seq, S.HELD)
+        self.held.add(seq)
 
     def _preempt(self, seq: Sequence) -> None:
         self.running.remove(seq)
-        self._give_back(seq)
+        self._pages.give_back(seq)
         self.preemptions += 1
         self._move(seq, S.WAITING)
         self.waiting.appendleft(seq)
@@ -309,17 +305,15 @@ class Scheduler:
                 self.reserved.remove(seq)
             case S.HELD:
                 self.held.remove(seq)
-        if seq.steps_under_way:
-            self._leaving.add(seq)
-        else:
-            self._give_back(seq)
         self._move(seq, S.FINISHED)
+        self._leaving.add(seq)
+        self._leave(seq)
 
-    def _give_back(self, seq: Sequence) -> None:
-        self._pool_of(seq).release(seq.blocks)
-        seq.blocks = array("i")
-        seq.begin_at(0)
-        seq.num_committed = 0
+    def _leave(self, seq: Sequence) -> None:
+        """The pages of a finished sequence go as soon as no step and no fetch uses them."""
+        if seq in self._leaving and not seq.steps_under_way and not seq.pinned:
+            self._leaving.remove(seq)
+            self._pages.give_back(seq)
 
     def _move(self, seq: Sequence, to: SequenceStatus) -> None:
         assert (seq.status, to) in TRANSITIONS, f"{seq} cannot become {to}: {seq.story}"

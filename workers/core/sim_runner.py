@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from hashlib import blake2b
 from typing import TypeAlias
 
@@ -38,31 +38,55 @@ def sim_next_token(tokens: Sequence[int], vocab_size: int) -> int:
 
 
 class SimPages:
-    """Pages in one bytearray; staging is a bytearray too."""
+    """Pages in one bytearray; staging is a memoryview. Each of the `heads` that they have is an
+    equal part of a slot."""
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, *, heads: int = 1, slot_bytes: int = SLOT_BYTES
+    ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self.block_bytes = block_size * SLOT_BYTES
+        self.block_bytes = block_size * slot_bytes
+        self._heads = heads
+        self._slot_bytes = slot_bytes
         self._data = bytearray(num_blocks * self.block_bytes)
 
-    def new_staging(self, num_bytes: int) -> bytearray:
-        return bytearray(num_bytes)
+    def new_staging(self, num_bytes: int) -> memoryview:
+        return memoryview(bytearray(num_bytes))
 
-    def gather(self, blocks: Sequence[int], staging: bytearray) -> None:
-        for i, block in enumerate(blocks):
-            staging[i * self.block_bytes : (i + 1) * self.block_bytes] = self._block(block)
+    def gather(
+        self, blocks: Sequence[int], staging: memoryview, heads: slice | None = None
+    ) -> None:
+        parts = (bytes(self._data[at]) for at in self._parts(blocks, heads))
+        data = b"".join(parts)
+        staging[: len(data)] = data
 
-    def scatter(self, staging: bytearray, blocks: Sequence[int]) -> None:
-        for i, block in enumerate(blocks):
-            part = staging[i * self.block_bytes : (i + 1) * self.block_bytes]
-            self._data[block * self.block_bytes : (block + 1) * self.block_bytes] = part
+    def scatter(
+        self, staging: memoryview, blocks: Sequence[int], heads: slice | None = None
+    ) -> None:
+        start = 0
+        for at in self._parts(blocks, heads):
+            end = start + at.stop - at.start
+            self._data[at] = staging[start:end]
+            start = end
 
-    def to_bytes(self, staging: bytearray, num_bytes: int) -> bytes:
+    def _parts(self, blocks: Sequence[int], heads: slice | None) -> Iterator[slice]:
+        """Where the bytes of these heads lie, one run after another."""
+        if heads is None or heads == slice(0, self._heads):
+            for block in blocks:
+                yield slice(block * self.block_bytes, (block + 1) * self.block_bytes)
+            return
+        width = self._slot_bytes // self._heads
+        for block in blocks:
+            start = block * self.block_bytes
+            for at in range(start, start + self.block_bytes, self._slot_bytes):
+                yield slice(at + heads.start * width, at + heads.stop * width)
+
+    def to_bytes(self, staging: memoryview, num_bytes: int) -> bytes:
         return bytes(staging[:num_bytes])
 
-    def from_bytes(self, data: bytes) -> bytearray:
-        return bytearray(data)
+    def from_bytes(self, data: bytes) -> memoryview:
+        return memoryview(bytearray(data))
 
     def write(self, blocks: Sequence[int], position: int, slot: bytes) -> None:
         at = self._offset(blocks, position)

@@ -1,16 +1,19 @@
-"""The handoff's state machine: the right to fetch one prefilled sequence's KV, owned by the prefill
-worker. No I/O; `now` comes from the owner's clock.
+"""The handoff's state machine: the right to fetch one sequence's KV, owned by the worker that
+computes it. No I/O; `now` comes from the owner's clock.
 
     from      to                        when
-    OPEN      FETCHING                  decode redeems with an epoch higher than any seen
+    OPEN      FETCHING                  somebody redeems with an epoch higher than any seen
     OPEN      RELEASED | EXPIRED        release or cancel | lease over
-    FETCHING  REDEEMED                  decode has everything, checked
+    FETCHING  REDEEMED                  the receiver has everything, checked
     FETCHING  STOPPING                  higher epoch, release, expiry, or the fetch broke off: the
                                         copy that is running ends first
     STOPPING  OPEN|RELEASED|EXPIRED     no page is being read any more
-    REDEEMED  RELEASED                  decode or router says so
+    REDEEMED  RELEASED                  receiver or router says so
 
-Pages are pinned in OPEN, FETCHING and STOPPING, and in no other state.
+A prefilled sequence stands still for its ticket: its pages are pinned in OPEN, FETCHING and
+STOPPING, and when the ticket is over it is gone. A moving one decodes on at its owner until
+somebody has redeemed it: its pages are pinned in FETCHING and STOPPING, and unless it was redeemed
+it outlives its ticket. In no other state is a page pinned.
 """
 
 from __future__ import annotations
@@ -45,20 +48,23 @@ TRANSITIONS: frozenset[tuple[TicketState, TicketState]] = frozenset(
         (T.REDEEMED, T.RELEASED),
     }
 )
-PINNED = frozenset({T.OPEN, T.FETCHING, T.STOPPING})
+ENDED = frozenset({T.REDEEMED, T.RELEASED, T.EXPIRED})
+READ = frozenset({T.FETCHING, T.STOPPING})  # somebody reads the pages, or did a moment ago
 # Of two reasons to stop, the stronger stays: a ticket that was released is never open again.
 _STRENGTH = {T.OPEN: 0, T.EXPIRED: 1, T.RELEASED: 2}
 
 
 @dataclass(eq=False)
 class Ticket:
-    """`epoch` is the highest binding number seen; 0 = never bound."""
+    """`epoch` is the highest binding number seen; 0 = never bound. `moving`: of a sequence that
+    decodes on at its owner."""
 
     id: str
     request_id: str
     num_tokens: int
     ttl_s: float
     opened_at: float
+    moving: bool = False
     state: TicketState = T.OPEN
     epoch: int = 0
     expires_at: float = 0.0
@@ -67,18 +73,28 @@ class Ticket:
 
     def __post_init__(self) -> None:
         self.expires_at = self.opened_at + self.ttl_s
-        self.story.append(f"{self.opened_at:.3f} open")
+        self.story.append(f"{self.opened_at:.3f} open" + (" (moving)" if self.moving else ""))
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+    @property
+    def read(self) -> bool:
+        """Whether somebody may be reading the pages."""
+        return self.state in READ
 
     @property
     def pinned(self) -> bool:
-        return self.state in PINNED
+        """Whether it keeps the sequence's pages where they are."""
+        return self.read or (self.state is T.OPEN and not self.moving)
 
     def renew(self, now: float) -> None:
         self.expires_at = max(self.expires_at, now + self.ttl_s)
 
     def redeem(self, epoch: int, now: float) -> None:
         """OPEN -> FETCHING for a new binding. Raises TicketError for an old epoch, or when it is
-        over. A ticket that is still being fetched must be stopped first (stop_for_rebind)."""
+        over. A ticket that is still being fetched must be stopped first."""
         self.check_epoch(epoch)
         if self.state is not T.OPEN:
             raise TicketError(f"ticket {self.id} is {self.state}: {'; '.join(self.story)}")
@@ -95,7 +111,7 @@ class Ticket:
             )
 
     def received(self, epoch: int, now: float) -> None:
-        """Decode of `epoch` has everything. Raises TicketError when that binding is over."""
+        """The receiver of `epoch` has everything. Raises TicketError when that binding is over."""
         if self.state is not T.FETCHING or epoch != self.epoch:
             raise TicketError(f"ticket {self.id}: epoch {epoch} is no longer fetching it")
         self._move(T.REDEEMED, now)
@@ -146,14 +162,15 @@ class Ticket:
 
 
 class TicketTable:
-    """All tickets of one worker. `on_unpin(ticket)` runs once for each, when its pages are free."""
+    """All tickets of one worker. `on_end(ticket)` runs once for each, when nobody can fetch it any
+    more and its pages are free to go."""
 
     KEPT = 256  # ended tickets remembered, for stories and late messages
 
-    def __init__(self, on_unpin: Callable[[Ticket], None]) -> None:
+    def __init__(self, on_end: Callable[[Ticket], None]) -> None:
         self._live: dict[str, Ticket] = {}
         self._ended: dict[str, Ticket] = {}
-        self._on_unpin = on_unpin
+        self._on_end = on_end
 
     def add(self, ticket: Ticket) -> None:
         self._live[ticket.id] = ticket
@@ -171,12 +188,12 @@ class TicketTable:
         return self._live.get(ticket_id)
 
     def settle(self, ticket: Ticket) -> None:
-        """Call after each change: unpins and files away what has ended."""
-        if not ticket.pinned and self._live.pop(ticket.id, None) is not None:
+        """Call after each change: files away what has ended."""
+        if ticket.ended and self._live.pop(ticket.id, None) is not None:
             self._ended[ticket.id] = ticket
             if len(self._ended) > self.KEPT:
                 del self._ended[next(iter(self._ended))]
-            self._on_unpin(ticket)
+            self._on_end(ticket)
 
     def live(self) -> list[Ticket]:
         return list(self._live.values())
@@ -184,8 +201,11 @@ class TicketTable:
     def ended(self) -> list[Ticket]:
         return list(self._ended.values())
 
-    def check_integrity(self, pinned_ids: Iterable[str]) -> None:
-        """Raise AssertionError unless exactly the live tickets are pinned."""
-        live = {ticket.id for ticket in self._live.values()}
-        assert all(ticket.pinned for ticket in self._live.values()), "a live ticket is not pinned"
-        assert live == set(pinned_ids), f"pinned without ticket or ticket without pages: {live}"
+    def check_integrity(self, held_for: Iterable[str]) -> None:
+        """Raise AssertionError unless `held_for`, the tickets for whom a sequence is kept, are
+        exactly those that are not over."""
+        live = set(self._live)
+        over = {id_ for id_, ticket in self._live.items() if ticket.ended}
+        assert not over, f"ended and not filed away: {over}"
+        assert not live & set(self._ended), "a ticket is open and over"
+        assert live == set(held_for), f"a ticket without a sequence, or the reverse: {live}"

@@ -15,6 +15,7 @@ MAX_STOP_LENGTH = 1024
 MAX_STOP_TOKENS = 1024
 MAX_LOGPROBS = 20
 MAX_NAME = 256
+MAX_PRIORITY = 1000
 MIN_REPETITION_PENALTY = 0.009999999776482582  # 0.01 as the float32 that messages carry
 
 
@@ -51,13 +52,17 @@ def check_params(params: SamplingParams, vocab_size: int) -> None:
         _within("logit_bias", bias, -100.0, 100.0)
 
 
-def check_names(request_id: str, cache_salt: str) -> None:
-    """Names travel with every message and stand in every log line."""
-    for param, value in (("request_id", request_id), ("cache_salt", cache_salt)):
+def check_names(**names: str) -> None:
+    """Names by their fields: they travel with every message and stand in every log line."""
+    for param, value in names.items():
         if len(value) > MAX_NAME:
             raise InvalidRequest(
                 f"{param} has {len(value)} characters, at most {MAX_NAME}", param=param
             )
+
+
+def check_priority(priority: int) -> None:
+    _within("priority", priority, -MAX_PRIORITY, MAX_PRIORITY)
 
 
 def check_token_ids(ids: Iterable[int], vocab_size: int, param: str) -> None:

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from workers.attention.backend import AttentionPlan, Scores
+from workers.core.span import Span, share, whole
 from workers.layers.build import Build
 from workers.layers.linear import Linear, stacked
 from workers.layers.rotary import Rotation
 from workers.layers.weights import Target, Targets
 from workers.models.architecture import HeadAttention, ModelConfig
-from workers.parallel.span import Span, share, whole
 
 
 class Attention(nn.Module):

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from workers.core.span import Span, whole
 from workers.layers.build import Build
 from workers.layers.linear import Linear
 from workers.layers.weights import Target, Targets
 from workers.parallel.group import Group
-from workers.parallel.span import Span, whole
 
 
 def vocabulary_share(vocab_size: int, rank: int, size: int) -> Span:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from workers.core.span import Span
 from workers.kernels.api import GroupedProduct
 from workers.layers.build import Build
 from workers.layers.weights import Target, Targets, nothing_of
 from workers.models.architecture import ExpertNames, Experts, FusedExpertNames
-from workers.parallel.span import Span
 
 
 class ExpertStack(nn.Module):

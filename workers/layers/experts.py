@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from workers.core.span import Span, share, whole
 from workers.layers.build import Build
 from workers.layers.dispatch import dispatch
 from workers.layers.expert_stack import ExpertStack
@@ -23,7 +24,6 @@ from workers.layers.weights import Target, Targets
 from workers.layers.weights import whole as whole_tensor
 from workers.models.architecture import ExpertNames, Experts, FusedExpertNames
 from workers.parallel.balance import ExpertPlacement, in_order
-from workers.parallel.span import Span, share, whole
 
 
 class Router(nn.Module):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from workers.core.span import share, whole
 from workers.layers.build import Build
 from workers.layers.linear import Linear, stacked
 from workers.layers.weights import Targets
 from workers.models.architecture import DenseFeedForward, Names
-from workers.parallel.span import share, whole
 
 
 class FeedForward(nn.Module):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.attention.backend import AttentionPlan, Scores
+from workers.core.span import share, whole
 from workers.kernels.api import Kernels
 from workers.layers.build import Build
 from workers.layers.linear import Linear
@@ -15,7 +16,6 @@ from workers.layers.norm import RMSNorm
 from workers.layers.rotary import Rotation
 from workers.layers.weights import Target, Targets
 from workers.models.architecture import LatentAttention
-from workers.parallel.span import share, whole
 
 EPS = 1e-6  # of the norms of latents, whatever the family's other norms have
 

@@ -8,10 +8,10 @@ from typing import TypeAlias
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from workers.core.span import Span
 from workers.kernels.api import Product
 from workers.layers.build import Build
 from workers.layers.weights import Target, Targets, nothing_of
-from workers.parallel.span import Span
 
 # Rows of the checkpoint's tensor of that name. Several spans of one tensor: it is fused there.
 Outputs: TypeAlias = Sequence[tuple[str, Span]]

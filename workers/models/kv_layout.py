@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from workers.core.errors import CheckpointError
+from workers.core.span import share
 from workers.models.architecture import HeadAttention, LatentAttention, ModelConfig
-from workers.parallel.span import share
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from workers.core.span import share
 from workers.models.architecture import (
     DenseFeedForward,
     Experts,
@@ -17,7 +18,6 @@ from workers.models.architecture import (
     ModelConfig,
 )
 from workers.models.kv_layout import kv_layout
-from workers.parallel.span import share
 
 FLOAT32 = 4  # bytes
 

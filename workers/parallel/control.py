@@ -112,3 +112,8 @@ class Wire:
 
     def close(self) -> None:
         self._wire.close()
+
+    def detach(self) -> socket.socket:
+        """The socket, for another way of speaking; the Wire is of no more use."""
+        assert not self._buffer, "lines are still to be received"
+        return self._wire

@@ -8,6 +8,7 @@ import logging
 import os
 import queue
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Sequence
@@ -27,8 +28,9 @@ _PR_SET_PDEATHSIG = 1
 class Leader:
     """A follower's line to its leader. Its thread beats, and ends the process with the line."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, invitation: Invitation) -> None:
         self._wire = wire
+        self._invitation = invitation
         self._heard: queue.Queue[Line] = queue.Queue()
         threading.Thread(target=self._listen, name="kvasir-leader", daemon=True).start()
 
@@ -48,6 +50,12 @@ class Leader:
     def own_host(self) -> str | None:
         """This host's address on the way to the leader; None where it is the leader's host."""
         return self._wire.own_host
+
+    def open_beside(self) -> socket.socket:
+        """A second line, on which nothing is said yet. Raises OSError and Gone."""
+        wire = connect(self._invitation.address, CONNECT_S)
+        wire.send(_introduction("beside", self._invitation))
+        return wire.detach()
 
     def take_fds(self) -> tuple[int, ...]:
         """Descriptors that came with lines, in their order; now the caller's."""
@@ -87,17 +95,21 @@ def follow(invitation: Invitation) -> NoReturn:
     logging.basicConfig(level=logging.INFO, format=form)
     try:
         wire = connect(invitation.address, CONNECT_S)
-        wire.send({"say": "hello", "rank": invitation.rank, "token": invitation.token})
+        wire.send(_introduction("hello", invitation))
     except (OSError, Gone) as error:
         log.error("rank %d does not reach its leader: %s", invitation.rank, error)
         _leave(1)
-    leader = Leader(wire)
+    leader = Leader(wire, invitation)
     try:
         serve_part(leader)
     except Exception as error:  # the edge of the process: the leader must know
         if not isinstance(error, KvasirError):
             log.exception("rank %d broke", invitation.rank)
         leader.fail(error)
+
+
+def _introduction(say: str, invitation: Invitation) -> Line:
+    return {"say": say, "rank": invitation.rank, "token": invitation.token}
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -3,31 +3,28 @@
 Outside, a block has the layout of a single rank's, [layers, sides, block_size, kv_heads, head_dim]
 with all heads, so replicas of different tensor parallel sizes exchange KV as it is. A gather asks
 one rank for each head; a scatter gives each rank the heads that it holds. Copies run beside steps:
-they have a channel, a group, a stream and, on followers, a thread of their own.
+they have a channel, a group and, on followers, a thread of their own. This is for blocks that go
+inside gRPC; those of a pair go from rank to rank, see port.py.
 """
 
 from __future__ import annotations
 
 import threading
 from array import array
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from workers.attention.kv_cache import KVCache
-from workers.core.clock import SystemClock
-from workers.core.errors import Unavailable
+from workers.core.span import Span, share
 from workers.parallel.channel import Kind, Message, Sender
 from workers.parallel.group import Group
 from workers.parallel.layout import Layout
-from workers.parallel.span import Span, share
+from workers.parallel.steps import Steps
 
 LEADER = 0
-COPY_S = 30.0  # one copy on a device, and whatever it waits for there
-POLL_S = 0.0002
 
 
 class HeadShares:
@@ -56,14 +53,18 @@ class HeadShares:
 class RankedPages:
     """The leader's PageStore. Any thread may copy; one copy runs at a time."""
 
-    def __init__(self, own: KVCache, shares: HeadShares, channel: Sender, group: Group) -> None:
-        """`group`: of all ranks, for nothing but page copies."""
+    def __init__(
+        self, own: KVCache, shares: HeadShares, channel: Sender, group: Group, steps: Steps
+    ) -> None:
+        """`group`: of all ranks, for nothing but page copies, which come after the `steps` that are
+        over here: a rank of another shard may still be in their last layers."""
         self._own = own
         self._shape = replace(own.shape, kv_heads=shares.total)
         self._shares = shares
         self._channel = channel
         self._group = group
-        self._beside = _Beside(own.device)
+        self._steps = steps
+        self._beside = own.beside
         self._one = threading.Lock()
         self.num_blocks = own.num_blocks * shares.shards
         self.block_bytes = self._shape.block_bytes
@@ -71,8 +72,9 @@ class RankedPages:
         self.to_bytes = own.to_bytes
         self.from_bytes = own.from_bytes
 
-    def gather(self, blocks: Sequence[int], staging: Tensor) -> None:
+    def gather(self, blocks: Sequence[int], staging: Tensor, heads: slice | None = None) -> None:
         """Raises Unavailable where a rank does not answer."""
+        assert heads is None, "who wants some heads asks the rank that has them: its Port"
         shard, own_blocks = self._located(blocks)
         sources = self._shares.sources(shard)
         followers = [rank for rank in sources if rank != LEADER]
@@ -83,14 +85,15 @@ class RankedPages:
                 )
             if not followers:
                 return
-            self._channel.send(Kind.GATHER, array("i", [shard, *own_blocks]))
+            self._channel.send(Kind.GATHER, array("q", [self._steps.done, shard, *own_blocks]))
             size = len(blocks) * self._own.block_bytes  # all hold equally many heads
             came = self._receive(staging, dict.fromkeys(followers, size))
             for rank, part in zip(followers, came.split(size), strict=True):
                 self._part(staging, blocks, rank).copy_(self._typed(part, blocks))
 
-    def scatter(self, staging: Tensor, blocks: Sequence[int]) -> None:
+    def scatter(self, staging: Tensor, blocks: Sequence[int], heads: slice | None = None) -> None:
         """Raises Unavailable where a rank does not answer."""
+        assert heads is None, "as for gather"
         shard, own_blocks = self._located(blocks)
         holders = self._shares.holders(shard)
         with self._one, self._beside():
@@ -99,7 +102,7 @@ class RankedPages:
                 for rank in holders
             }
             mine = parts.pop(LEADER, None)
-            self._channel.send(Kind.SCATTER, array("i", [shard, *own_blocks]))
+            self._channel.send(Kind.SCATTER, array("q", [self._steps.done, shard, *own_blocks]))
             sent = [len(parts[rank]) if rank in parts else 0 for rank in range(self._group.size)]
             data = torch.cat([*parts.values()]) if parts else staging.new_empty(0)
             self._group.all_to_all(data, sent, [0] * len(sent))
@@ -135,19 +138,23 @@ class RankedPages:
 class FollowerPages:
     """A follower's share of page copies."""
 
-    def __init__(self, own: KVCache, shares: HeadShares, rank: int, group: Group) -> None:
+    def __init__(
+        self, own: KVCache, shares: HeadShares, rank: int, group: Group, steps: Steps
+    ) -> None:
         self._own = own
+        self._steps = steps
         self._shares = shares
         self._rank = rank
         self._group = group
         self._none = [0] * group.size
-        self._beside = _Beside(own.device)
+        self._beside = own.beside
 
     def answer(self, message: Message) -> None:
         """Do what a GATHER or SCATTER says. Raises Unavailable where the leader is gone."""
-        words = array("i")
+        words = array("q")
         words.frombytes(message.payload)
-        shard, blocks = words[0], words[1:]
+        after, shard, *blocks = words
+        self._steps.wait(after)
         with self._beside():
             if message.kind is Kind.GATHER:
                 asked = self._rank in self._shares.sources(shard)
@@ -169,34 +176,6 @@ class FollowerPages:
 
     def _to_leader(self, count: int) -> list[int]:
         return [count, *self._none[1:]]
-
-
-class _Beside:
-    """Copies on a stream beside the steps', over when the block is left. On the steps' own one, two
-    ranks could queue a step and a copy in different orders, and wait for each other for ever."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        if self._stream is None:
-            yield
-            return
-        self._stream.wait_stream(torch.cuda.default_stream(self._device))
-        with torch.cuda.stream(self._stream):
-            yield
-            self._wait(self._stream.record_event())
-
-    @staticmethod
-    def _wait(done: torch.cuda.Event) -> None:
-        clock, pause = SystemClock(), threading.Event()
-        until = clock.now() + COPY_S
-        while not done.query():
-            if clock.now() > until:
-                raise Unavailable(f"a copy of pages between ranks took longer than {COPY_S:.0f} s")
-            pause.wait(POLL_S)
 
 
 def _gather(cache: KVCache, blocks: Sequence[int]) -> Tensor:

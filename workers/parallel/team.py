@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import selectors
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -37,6 +38,7 @@ class _Rank:
     wire: Wire | None = None
     silence: float = 0.0
     said: dict[str, Line] = field(default_factory=dict)
+    beside: socket.socket | None = None  # its second line, until somebody takes it
 
 
 class Team:
@@ -88,6 +90,18 @@ class Team:
                     f"rank {missing()[0]} has not said {what!r} for {timeout_s:.0f} s"
                 )
             return [self._ranks[rank].said[what] for rank in range(1, self._size + 1)]
+
+    def lines_beside(self, timeout_s: float) -> list[socket.socket]:
+        """The second line that each follower opens, in rank order; the caller's from now on. Once;
+        raises like collect()."""
+        self.collect("beside", timeout_s)
+        with self._changed:
+            found = [self._ranks[rank].beside for rank in range(1, self._size + 1)]
+            for rank in self._ranks.values():
+                rank.beside = None
+        lines = [line for line in found if line is not None]
+        assert len(lines) == len(found), "they were taken before"
+        return lines
 
     def guard(self, work: Callable[[], T]) -> T:
         """work(), on a thread that is left behind when a rank is lost meanwhile, as it may wait
@@ -183,6 +197,10 @@ class Team:
         elif isinstance(source, Wire):
             try:
                 while (line := source.receive(0)) is not None:
+                    if line["say"] == "beside":
+                        self._take_beside(line, source)
+                        selector.unregister(source)
+                        return
                     self._take(line, source)
             except (Gone, ValueError, LookupError, TypeError) as error:
                 selector.unregister(source)
@@ -191,9 +209,7 @@ class Team:
     def _take(self, line: Line, wire: Wire) -> None:
         said = line["say"]
         if said == "hello":
-            if not secrets.compare_digest(line["token"], self._token):
-                raise Gone("not invited")
-            rank = self._ranks[line["rank"]]
+            rank = self._invited(line)
             rank.wire = wire
             with contextlib.suppress(Gone):  # what it said last is still to be read
                 wire.send(*self._plan(line["rank"]))
@@ -206,6 +222,18 @@ class Team:
                     with self._changed:
                         rank.said[said] = line
                         self._changed.notify_all()
+
+    def _take_beside(self, line: Line, wire: Wire) -> None:
+        rank = self._invited(line)
+        with self._changed:
+            rank.beside = wire.detach()
+            rank.said["beside"] = line
+            self._changed.notify_all()
+
+    def _invited(self, line: Line) -> _Rank:
+        if not secrets.compare_digest(line["token"], self._token):
+            raise Gone("not invited")
+        return self._ranks[line["rank"]]
 
     def _closed(self, wire: Wire, error: Exception) -> None:
         wire.close()
@@ -254,6 +282,9 @@ class Team:
         self._listener.close()
         self._launcher.close()
         with self._changed:
+            for rank in ranks:
+                if rank.beside is not None:
+                    rank.beside.close()
             wake, self._wake = self._wake, None
         if wake is not None:
             os.close(wake)

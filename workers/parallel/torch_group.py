@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor
 from workers.core.errors import Unavailable
 from workers.parallel.group import Alone, Group, Ranks
 from workers.parallel.layout import Layout
+from workers.parallel.nccl import calm_watchdog
 
 CONNECT = datetime.timedelta(seconds=30)  # for all ranks of a group to meet
 ROOT = 0
@@ -173,9 +173,7 @@ def _gloo(store: Any, rank: int, size: int, host: str, deadline_s: float) -> Any
 
 
 def _nccl(store: Any, rank: int, size: int, device: torch.device, deadline_s: float) -> Any:
-    # By default a watchdog ends the process when a rank is gone. Ending is our own affair.
-    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
-    os.environ.setdefault("TORCH_NCCL_ENABLE_MONITORING", "0")
+    calm_watchdog()
     options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=False)
     options._timeout = datetime.timedelta(seconds=deadline_s)
     options.config.blocking = 0

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeAlias
 
 import torch
 
+from workers.config import TransportConfig
+from workers.core import request
 from workers.core.batch import Batch, StepOutput
-from workers.core.request import Sequence
 from workers.core.runner import ModelInfo, PageStore
+from workers.core.span import whole
 from workers.layers.expert_load import ExpertBalance
 from workers.runner.forward import Forward
 from workers.runner.inputs import StepInputs, build_parts
@@ -20,6 +22,9 @@ from workers.sampling.logits import Row
 from workers.sampling.plan import SamplingPlan
 from workers.sampling.sampled import Computed, Sampled
 from workers.sampling.sampler import Sampler
+from workers.transfer.link import Transport
+from workers.transfer.port import LocalPort, Ports
+from workers.transfer.threads import on_thread
 
 Parts: TypeAlias = list[StepInputs]  # of each shard
 Announce: TypeAlias = Callable[[Parts], None]  # to the other ranks, before this one's part
@@ -47,7 +52,7 @@ class ModelRunner:
         self._block_size = forward.cache.shape.block_size
         self._shard_blocks = self.pages.num_blocks // info.shards
         self._sampler = Sampler(info.vocab_size, info.eos_token_ids, forward.cache.device)
-        self._sampled: dict[Sequence, int] = {}  # places of the newest step's tokens
+        self._sampled: dict[request.Sequence, int] = {}  # places of the newest step's tokens
         self._timer = pick_timer(forward.cache.device)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self.on_gpu = forward.cache.device.type == "cuda"
@@ -77,6 +82,16 @@ class ModelRunner:
     async def balance_experts(self) -> ExpertBalance | None:
         """Moves experts to where their load is even, between two steps; see ExpertBalancer."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._balance)
+
+    async def ports(
+        self, transports: Sequence[Transport], config: TransportConfig, host: str
+    ) -> Ports:
+        """Where pairs of this replica end, once. `transports`: of this rank; those of others make
+        their own from `config` and, where they are on this machine, `host`."""
+        cache = self.forward.cache
+        heads = cache.shape.kv_heads
+        port = LocalPort(cache, whole(heads), transports, on_thread)
+        return Ports(((port,),), heads, cache.block_bytes)
 
     async def close(self) -> None:
         self._thread.shutdown(wait=False)  # an idle thread ends at once, a hung one never

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
 import torch
 
-from workers.config import EngineConfig
+from workers.config import EngineConfig, TransportConfig
 from workers.models.architecture import ModelConfig
 from workers.models.kv_layout import kv_layout
 from workers.parallel.channel import Bytes, GroupReceiver, Kind, Receiver
+from workers.parallel.control import Line
 from workers.parallel.follower import Leader
+from workers.parallel.follower_port import FollowerPort
 from workers.parallel.group import Group, Ranks
 from workers.parallel.layout import Layout
 from workers.parallel.pages import FollowerPages, HeadShares
 from workers.parallel.ring import RingReceiver
+from workers.parallel.steps import Steps
 from workers.parallel.torch_group import Rendezvous, follower_store
 from workers.runner.inputs import EMPTY, StepInputs
 from workers.runner.load import load_forward
+from workers.transfer.link import Transport
+from workers.transfer.pick import pick_transports
 
 # Of one collective. Who is dead or stopped is noticed elsewhere and sooner; one rank may take
 # minutes longer to load than another.
@@ -83,15 +90,22 @@ def serve_part(leader: Leader) -> NoReturn:
     layout = Layout(config.tensor_parallel, config.expert_parallel)
     rank, device = plan["rank"], torch.device(plan["device"])
     store = follower_store(plan["host"], plan["port"])
+
+    def transports(told: Line) -> list[Transport]:
+        transport = TransportConfig.model_validate(told["transport"])
+        return pick_transports(transport, leader.own_host or told["host"])
+
     rendezvous = Rendezvous(store, leader.own_host or plan["host"], rank)
     groups = join(rendezvous, layout, device)
     steps, copies = _hear_from(leader, rank, rendezvous, layout)
     _, forward = load_forward(plan["model"], config, ranks=groups.ranks, device=plan["device"])
     shares = head_shares(layout, forward.decoder.config)
-    pages = FollowerPages(forward.cache, shares, rank, groups.copies)
-    threading.Thread(
-        target=_copy_pages, args=(copies, pages, leader), name="kvasir-pages", daemon=True
-    ).start()
+    done = Steps()
+    pages = FollowerPages(forward.cache, shares, rank, groups.copies, done)
+    first_block = rank // layout.tensor * forward.cache.num_blocks
+    port = FollowerPort(forward.cache, shares.of(rank), first_block, done, transports)
+    _beside_steps("kvasir-pages", leader, partial(_copy_pages, copies, pages))
+    _beside_steps("kvasir-port", leader, lambda: asyncio.run(port.serve(leader.open_beside())))
     forward.warm_up()
     leader.say("ready")
     while True:
@@ -103,6 +117,7 @@ def serve_part(leader: Leader) -> NoReturn:
         else:
             assert message.kind is Kind.STEP, message.kind
             forward.run(from_wire(message.payload))
+            done.over()
 
 
 def _hear_from(
@@ -116,11 +131,18 @@ def _hear_from(
     return GroupReceiver(steps), GroupReceiver(copies)
 
 
-def _copy_pages(copies: Receiver, pages: FollowerPages, leader: Leader) -> None:
-    try:
-        while True:
-            message = copies.recv(IDLE_S)
-            if message is not None:
-                pages.answer(message)
-    except Exception as error:  # an edge too: the process must not live on without this thread
-        leader.fail(error)
+def _copy_pages(copies: Receiver, pages: FollowerPages) -> None:
+    while True:
+        message = copies.recv(IDLE_S)
+        if message is not None:
+            pages.answer(message)
+
+
+def _beside_steps(name: str, leader: Leader, work: Callable[[], None]) -> None:
+    def run() -> None:
+        try:
+            work()
+        except Exception as error:  # an edge too: the process must not live on without this thread
+            leader.fail(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 
-from workers.config import EngineConfig
+from workers.config import EngineConfig, TransportConfig
 from workers.core.batch import Batch, StepOutput
 from workers.core.clock import Clock, SystemClock
 from workers.core.errors import ConfigError, KvasirError, Unavailable
@@ -30,14 +30,18 @@ from workers.parallel.control import Line
 from workers.parallel.group import Ranks
 from workers.parallel.launcher import ProcessLauncher, RankLauncher
 from workers.parallel.layout import Layout
-from workers.parallel.pages import RankedPages
+from workers.parallel.pages import HeadShares, RankedPages
+from workers.parallel.port import PortLine, RemotePort
 from workers.parallel.ring import RingSender
+from workers.parallel.steps import Steps
 from workers.parallel.team import Team
 from workers.parallel.torch_group import Rendezvous, leader_store
 from workers.runner.forward import Forward
 from workers.runner.load import load_forward, load_runner
 from workers.runner.model_runner import ModelRunner, Parts
 from workers.runner.part import GROUP_S, head_shares, join, line_groups, to_wire
+from workers.transfer.link import Transport
+from workers.transfer.port import LocalPort, Port, Ports
 from workers.transfer.threads import on_thread
 
 HOST = "127.0.0.1"  # where all ranks are on this machine
@@ -100,12 +104,18 @@ class RankedRunner(ModelRunner):
         steps: Sender,
         copies: Sender,
         team: Team,
+        shares: HeadShares,
+        done: Steps,
     ) -> None:
-        """`steps` and `copies`, which `pages` speaks over, are closed with it."""
+        """`steps` and `copies`, which `pages` speaks over, are closed with it. `done` counts its
+        steps, and `shares` says which rank has which heads."""
         super().__init__(info, forward, announce=self._tell, pages=pages)
         self._steps = steps
         self._copies = copies
         self._team = team
+        self._shares = shares
+        self._done = done
+        self._lines: list[PortLine] = []
         self._lost: asyncio.Future[KvasirError] | None = None  # of the loop that asked last
         self._newest: asyncio.Future[Any] | None = None  # of what was given to the model's thread
         self._estimate = StepEstimate()
@@ -132,7 +142,31 @@ class RankedRunner(ModelRunner):
         await self._answer_for(balance)
         return balance.result()
 
+    async def ports(
+        self, transports: Sequence[Transport], config: TransportConfig, host: str
+    ) -> Ports:
+        """Raises Unavailable where a rank is lost."""
+        shares = self._shares
+        local = LocalPort(self.forward.cache, shares.of(0), transports, on_thread)
+        ports: list[Port] = [local]
+        lines = await on_thread(self._team.lines_beside, HELLO_S)
+        for rank, line in enumerate(lines, 1):
+            opened = await PortLine.over(line, rank)
+            opened.open({"transport": config.model_dump(), "host": host})
+            self._lines.append(opened)
+            ports.append(RemotePort(opened, rank, self._done, self._team.give_up))
+        self._lost_here().add_done_callback(self._end_lines)
+        by_shard = [tuple(ports[r] for r in shares.holders(s)) for s in range(shares.shards)]
+        return Ports(tuple(by_shard), shares.total, self.pages.block_bytes)
+
+    def _end_lines(self, lost: asyncio.Future[KvasirError]) -> None:
+        why = "the replica is closed" if lost.cancelled() else lost.result().message
+        for line in self._lines:
+            line.end(why)
+
     async def close(self) -> None:
+        for line in self._lines:
+            line.end("the replica is closed")
         idle = self._thread.submit(bool)  # behind all that was given to it
         await super().close()
         await on_thread(self._team.close)
@@ -164,6 +198,7 @@ class RankedRunner(ModelRunner):
             self._team.give_up(Unavailable(stuck))
             await self.fail()
         await self._answer_for(step)
+        self._done.over()
         self._estimate.learn(batch, self._clock.now() - began)
         return step.result()
 
@@ -260,8 +295,9 @@ class _Leader:
             progress=progress,
         )
         shares = head_shares(self._layout, forward.decoder.config)
-        pages = RankedPages(forward.cache, shares, copies, groups.copies)
-        return RankedRunner(info, forward, pages, steps, copies, team)
+        done = Steps()
+        pages = RankedPages(forward.cache, shares, copies, groups.copies, done)
+        return RankedRunner(info, forward, pages, steps, copies, team, shares, done)
 
 
 def _follower_env(

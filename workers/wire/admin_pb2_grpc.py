@@ -43,7 +43,27 @@ class AdminStub:
         self.Tickets = channel.unary_unary(
                 '/kvasir.v1.Admin/Tickets',
                 request_serializer=workers_dot_wire_dot_worker__pb2.TicketsRequest.SerializeToString,
-                response_deserializer=workers_dot_wire_dot_worker__pb2.TicketsResponse.FromString,
+                response_deserializer=workers_dot_wire_dot_admin__pb2.ClusterTickets.FromString,
+                _registered_method=True)
+        self.Fsck = channel.unary_unary(
+                '/kvasir.v1.Admin/Fsck',
+                request_serializer=workers_dot_wire_dot_admin__pb2.FsckRequest.SerializeToString,
+                response_deserializer=workers_dot_wire_dot_admin__pb2.FsckResponse.FromString,
+                _registered_method=True)
+        self.SetSlo = channel.unary_unary(
+                '/kvasir.v1.Admin/SetSlo',
+                request_serializer=workers_dot_wire_dot_admin__pb2.SetSloRequest.SerializeToString,
+                response_deserializer=workers_dot_wire_dot_admin__pb2.SetSloResponse.FromString,
+                _registered_method=True)
+        self.ExplainRequest = channel.unary_unary(
+                '/kvasir.v1.Admin/ExplainRequest',
+                request_serializer=workers_dot_wire_dot_admin__pb2.ExplainRequestRequest.SerializeToString,
+                response_deserializer=workers_dot_wire_dot_admin__pb2.ExplainRequestResponse.FromString,
+                _registered_method=True)
+        self.RecentRequests = channel.unary_unary(
+                '/kvasir.v1.Admin/RecentRequests',
+                request_serializer=workers_dot_wire_dot_admin__pb2.RecentRequestsRequest.SerializeToString,
+                response_deserializer=workers_dot_wire_dot_admin__pb2.RecentRequestsResponse.FromString,
                 _registered_method=True)
 
 
@@ -62,6 +82,33 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Fsck(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetSlo(self, request, context):
+        """New service classes, for requests that come from now on. INVALID_ARGUMENT says what is wrong with them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainRequest(self, request, context):
+        """Why a request went where it went, and where its time went. NOT_FOUND: nobody asked by that id, or too long ago.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecentRequests(self, request, context):
+        """The newest requests that can be explained.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -73,7 +120,27 @@ def add_AdminServicer_to_server(servicer, server):
             'Tickets': grpc.unary_unary_rpc_method_handler(
                     servicer.Tickets,
                     request_deserializer=workers_dot_wire_dot_worker__pb2.TicketsRequest.FromString,
-                    response_serializer=workers_dot_wire_dot_worker__pb2.TicketsResponse.SerializeToString,
+                    response_serializer=workers_dot_wire_dot_admin__pb2.ClusterTickets.SerializeToString,
+            ),
+            'Fsck': grpc.unary_unary_rpc_method_handler(
+                    servicer.Fsck,
+                    request_deserializer=workers_dot_wire_dot_admin__pb2.FsckRequest.FromString,
+                    response_serializer=workers_dot_wire_dot_admin__pb2.FsckResponse.SerializeToString,
+            ),
+            'SetSlo': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetSlo,
+                    request_deserializer=workers_dot_wire_dot_admin__pb2.SetSloRequest.FromString,
+                    response_serializer=workers_dot_wire_dot_admin__pb2.SetSloResponse.SerializeToString,
+            ),
+            'ExplainRequest': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainRequest,
+                    request_deserializer=workers_dot_wire_dot_admin__pb2.ExplainRequestRequest.FromString,
+                    response_serializer=workers_dot_wire_dot_admin__pb2.ExplainRequestResponse.SerializeToString,
+            ),
+            'RecentRequests': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecentRequests,
+                    request_deserializer=workers_dot_wire_dot_admin__pb2.RecentRequestsRequest.FromString,
+                    response_serializer=workers_dot_wire_dot_admin__pb2.RecentRequestsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -129,7 +196,115 @@ class Admin:
             target,
             '/kvasir.v1.Admin/Tickets',
             workers_dot_wire_dot_worker__pb2.TicketsRequest.SerializeToString,
-            workers_dot_wire_dot_worker__pb2.TicketsResponse.FromString,
+            workers_dot_wire_dot_admin__pb2.ClusterTickets.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fsck(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvasir.v1.Admin/Fsck',
+            workers_dot_wire_dot_admin__pb2.FsckRequest.SerializeToString,
+            workers_dot_wire_dot_admin__pb2.FsckResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetSlo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvasir.v1.Admin/SetSlo',
+            workers_dot_wire_dot_admin__pb2.SetSloRequest.SerializeToString,
+            workers_dot_wire_dot_admin__pb2.SetSloResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainRequest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvasir.v1.Admin/ExplainRequest',
+            workers_dot_wire_dot_admin__pb2.ExplainRequestRequest.SerializeToString,
+            workers_dot_wire_dot_admin__pb2.ExplainRequestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecentRequests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvasir.v1.Admin/RecentRequests',
+            workers_dot_wire_dot_admin__pb2.RecentRequestsRequest.SerializeToString,
+            workers_dot_wire_dot_admin__pb2.RecentRequestsResponse.FromString,
             options,
             channel_credentials,
             insecure,

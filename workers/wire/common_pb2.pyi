@@ -89,27 +89,33 @@ class Token(_message.Message):
     def __init__(self, id: _Optional[int] = ..., position: _Optional[int] = ..., logprob: _Optional[float] = ..., top_logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ...) -> None: ...
 
 class ReplicaRef(_message.Message):
-    __slots__ = ("id", "incarnation", "address")
+    __slots__ = ("id", "incarnation", "address", "tensor_ranks")
     ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_RANKS_FIELD_NUMBER: _ClassVar[int]
     id: str
     incarnation: str
     address: str
-    def __init__(self, id: _Optional[str] = ..., incarnation: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
+    tensor_ranks: int
+    def __init__(self, id: _Optional[str] = ..., incarnation: _Optional[str] = ..., address: _Optional[str] = ..., tensor_ranks: _Optional[int] = ...) -> None: ...
 
 class Ticket(_message.Message):
-    __slots__ = ("id", "prefill", "kv_abi", "num_tokens", "num_blocks", "ttl_ms")
+    __slots__ = ("id", "prefill", "kv_abi", "num_tokens", "num_blocks", "ttl_ms", "shard", "moving")
     ID_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     KV_ABI_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     TTL_MS_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    MOVING_FIELD_NUMBER: _ClassVar[int]
     id: str
     prefill: ReplicaRef
     kv_abi: str
     num_tokens: int
     num_blocks: int
     ttl_ms: int
-    def __init__(self, id: _Optional[str] = ..., prefill: _Optional[_Union[ReplicaRef, _Mapping]] = ..., kv_abi: _Optional[str] = ..., num_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., ttl_ms: _Optional[int] = ...) -> None: ...
+    shard: int
+    moving: bool
+    def __init__(self, id: _Optional[str] = ..., prefill: _Optional[_Union[ReplicaRef, _Mapping]] = ..., kv_abi: _Optional[str] = ..., num_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., ttl_ms: _Optional[int] = ..., shard: _Optional[int] = ..., moving: _Optional[bool] = ...) -> None: ...

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from workers.wire import common_pb2 as workers_dot_wire_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cworkers/wire/inference.proto\x12\tkvasir.v1\x1a\x19workers/wire/common.proto\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"8\n\x0c\x43hatMessages\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.kvasir.v1.ChatMessage\"\xe2\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x13.kvasir.v1.TokenIdsH\x00\x12\'\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x17.kvasir.v1.ChatMessagesH\x00\x12+\n\x08sampling\x18\x05 \x01(\x0b\x32\x19.kvasir.v1.SamplingParams\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x12\n\ncache_salt\x18\x07 \x01(\tB\x08\n\x06prompt\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"\xa7\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12 \n\x06tokens\x18\x03 \x03(\x0b\x32\x10.kvasir.v1.Token\x12.\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x17.kvasir.v1.FinishReason\x12\x1f\n\x05usage\x18\x05 \x01(\x0b\x32\x10.kvasir.v1.Usage\"\x13\n\x11ListModelsRequest\"+\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.kvasir.v1.Model2\x9d\x01\n\tInference\x12\x45\n\x08Generate\x12\x1a.kvasir.v1.GenerateRequest\x1a\x1b.kvasir.v1.GenerateResponse0\x01\x12I\n\nListModels\x12\x1c.kvasir.v1.ListModelsRequest\x1a\x1d.kvasir.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cworkers/wire/inference.proto\x12\tkvasir.v1\x1a\x19workers/wire/common.proto\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"8\n\x0c\x43hatMessages\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.kvasir.v1.ChatMessage\"\x97\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x13.kvasir.v1.TokenIdsH\x00\x12\'\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x17.kvasir.v1.ChatMessagesH\x00\x12+\n\x08sampling\x18\x05 \x01(\x0b\x32\x19.kvasir.v1.SamplingParams\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x12\n\ncache_salt\x18\x07 \x01(\t\x12\x11\n\tslo_class\x18\x08 \x01(\t\x12\x0e\n\x06tenant\x18\t \x01(\t\x12\x10\n\x08priority\x18\n \x01(\x11\x42\x08\n\x06prompt\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"\xa7\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12 \n\x06tokens\x18\x03 \x03(\x0b\x32\x10.kvasir.v1.Token\x12.\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x17.kvasir.v1.FinishReason\x12\x1f\n\x05usage\x18\x05 \x01(\x0b\x32\x10.kvasir.v1.Usage\"\x13\n\x11ListModelsRequest\"+\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.kvasir.v1.Model2\x9d\x01\n\tInference\x12\x45\n\x08Generate\x12\x1a.kvasir.v1.GenerateRequest\x1a\x1b.kvasir.v1.GenerateResponse0\x01\x12I\n\nListModels\x12\x1c.kvasir.v1.ListModelsRequest\x1a\x1d.kvasir.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,17 +39,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHATMESSAGES']._serialized_start=141
   _globals['_CHATMESSAGES']._serialized_end=197
   _globals['_GENERATEREQUEST']._serialized_start=200
-  _globals['_GENERATEREQUEST']._serialized_end=426
-  _globals['_USAGE']._serialized_start=428
-  _globals['_USAGE']._serialized_end=508
-  _globals['_GENERATERESPONSE']._serialized_start=511
-  _globals['_GENERATERESPONSE']._serialized_end=678
-  _globals['_LISTMODELSREQUEST']._serialized_start=680
-  _globals['_LISTMODELSREQUEST']._serialized_end=699
-  _globals['_MODEL']._serialized_start=701
-  _globals['_MODEL']._serialized_end=744
-  _globals['_LISTMODELSRESPONSE']._serialized_start=746
-  _globals['_LISTMODELSRESPONSE']._serialized_end=800
-  _globals['_INFERENCE']._serialized_start=803
-  _globals['_INFERENCE']._serialized_end=960
+  _globals['_GENERATEREQUEST']._serialized_end=479
+  _globals['_USAGE']._serialized_start=481
+  _globals['_USAGE']._serialized_end=561
+  _globals['_GENERATERESPONSE']._serialized_start=564
+  _globals['_GENERATERESPONSE']._serialized_end=731
+  _globals['_LISTMODELSREQUEST']._serialized_start=733
+  _globals['_LISTMODELSREQUEST']._serialized_end=752
+  _globals['_MODEL']._serialized_start=754
+  _globals['_MODEL']._serialized_end=797
+  _globals['_LISTMODELSRESPONSE']._serialized_start=799
+  _globals['_LISTMODELSRESPONSE']._serialized_end=853
+  _globals['_INFERENCE']._serialized_start=856
+  _globals['_INFERENCE']._serialized_end=1013
 # @@protoc_insertion_point(module_scope)

@@ -51,7 +51,9 @@ class InferenceServicer:
 
     def Generate(self, request, context):
         """Streams text and token ids as they are made; the last message carries finish_reason and usage.
-        Errors: INVALID_ARGUMENT, NOT_FOUND (model), RESOURCE_EXHAUSTED, UNAVAILABLE.
+        Errors: INVALID_ARGUMENT, NOT_FOUND (model), RESOURCE_EXHAUSTED, UNAVAILABLE; the latter two say in the trailing
+        metadata `retry-after` in how many seconds it is worth coming back. The call's deadline is the request's: what could
+        not begin its answer within it is refused at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -84,18 +84,22 @@ class DecodeRequest(_message.Message):
     def __init__(self, sequence: _Optional[_Union[SequenceSpec, _Mapping]] = ..., ticket: _Optional[_Union[_common_pb2.Ticket, _Mapping]] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class Admitted(_message.Message):
-    __slots__ = ("cached_tokens", "fetched_bytes", "admit_wait_s", "transfer_s", "transport")
+    __slots__ = ("cached_tokens", "fetched_bytes", "admit_wait_s", "transfer_s", "transport", "refetched_blocks", "exposed_s")
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FETCHED_BYTES_FIELD_NUMBER: _ClassVar[int]
     ADMIT_WAIT_S_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_S_FIELD_NUMBER: _ClassVar[int]
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    REFETCHED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    EXPOSED_S_FIELD_NUMBER: _ClassVar[int]
     cached_tokens: int
     fetched_bytes: int
     admit_wait_s: float
     transfer_s: float
     transport: str
-    def __init__(self, cached_tokens: _Optional[int] = ..., fetched_bytes: _Optional[int] = ..., admit_wait_s: _Optional[float] = ..., transfer_s: _Optional[float] = ..., transport: _Optional[str] = ...) -> None: ...
+    refetched_blocks: int
+    exposed_s: float
+    def __init__(self, cached_tokens: _Optional[int] = ..., fetched_bytes: _Optional[int] = ..., admit_wait_s: _Optional[float] = ..., transfer_s: _Optional[float] = ..., transport: _Optional[str] = ..., refetched_blocks: _Optional[int] = ..., exposed_s: _Optional[float] = ...) -> None: ...
 
 class Prefilled(_message.Message):
     __slots__ = ("prefill_s",)
@@ -111,35 +115,51 @@ class Tokens(_message.Message):
     finish_reason: _common_pb2.FinishReason
     def __init__(self, tokens: _Optional[_Iterable[_Union[_common_pb2.Token, _Mapping]]] = ..., finish_reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ...) -> None: ...
 
+class Moving(_message.Message):
+    __slots__ = ("ticket",)
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    ticket: _common_pb2.Ticket
+    def __init__(self, ticket: _Optional[_Union[_common_pb2.Ticket, _Mapping]] = ...) -> None: ...
+
+class Moved(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class DecodeEvent(_message.Message):
-    __slots__ = ("attempt", "admitted", "tokens", "progress", "prefilled")
+    __slots__ = ("attempt", "admitted", "tokens", "progress", "prefilled", "moving", "moved")
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     ADMITTED_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     PREFILLED_FIELD_NUMBER: _ClassVar[int]
+    MOVING_FIELD_NUMBER: _ClassVar[int]
+    MOVED_FIELD_NUMBER: _ClassVar[int]
     attempt: int
     admitted: Admitted
     tokens: Tokens
     progress: Progress
     prefilled: Prefilled
-    def __init__(self, attempt: _Optional[int] = ..., admitted: _Optional[_Union[Admitted, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., prefilled: _Optional[_Union[Prefilled, _Mapping]] = ...) -> None: ...
+    moving: Moving
+    moved: Moved
+    def __init__(self, attempt: _Optional[int] = ..., admitted: _Optional[_Union[Admitted, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., prefilled: _Optional[_Union[Prefilled, _Mapping]] = ..., moving: _Optional[_Union[Moving, _Mapping]] = ..., moved: _Optional[_Union[Moved, _Mapping]] = ...) -> None: ...
 
 class Redeem(_message.Message):
-    __slots__ = ("ticket_id", "epoch", "kv_abi", "first_block", "receiver", "generation")
+    __slots__ = ("ticket_id", "epoch", "kv_abi", "first_block", "receiver", "generation", "known_tokens")
     TICKET_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     KV_ABI_FIELD_NUMBER: _ClassVar[int]
     FIRST_BLOCK_FIELD_NUMBER: _ClassVar[int]
     RECEIVER_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ticket_id: str
     epoch: int
     kv_abi: str
     first_block: int
     receiver: str
     generation: int
-    def __init__(self, ticket_id: _Optional[str] = ..., epoch: _Optional[int] = ..., kv_abi: _Optional[str] = ..., first_block: _Optional[int] = ..., receiver: _Optional[str] = ..., generation: _Optional[int] = ...) -> None: ...
+    known_tokens: int
+    def __init__(self, ticket_id: _Optional[str] = ..., epoch: _Optional[int] = ..., kv_abi: _Optional[str] = ..., first_block: _Optional[int] = ..., receiver: _Optional[str] = ..., generation: _Optional[int] = ..., known_tokens: _Optional[int] = ...) -> None: ...
 
 class Ready(_message.Message):
     __slots__ = ("pair_seq",)
@@ -147,26 +167,48 @@ class Ready(_message.Message):
     pair_seq: int
     def __init__(self, pair_seq: _Optional[int] = ...) -> None: ...
 
+class Taken(_message.Message):
+    __slots__ = ("pair_seq",)
+    PAIR_SEQ_FIELD_NUMBER: _ClassVar[int]
+    pair_seq: int
+    def __init__(self, pair_seq: _Optional[int] = ...) -> None: ...
+
+class Again(_message.Message):
+    __slots__ = ("blocks",)
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    blocks: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, blocks: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class Received(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class Leave(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class FetchRequest(_message.Message):
-    __slots__ = ("redeem", "ready", "received")
+    __slots__ = ("redeem", "ready", "received", "taken", "again", "leave")
     REDEEM_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_FIELD_NUMBER: _ClassVar[int]
+    AGAIN_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_FIELD_NUMBER: _ClassVar[int]
     redeem: Redeem
     ready: Ready
     received: Received
-    def __init__(self, redeem: _Optional[_Union[Redeem, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., received: _Optional[_Union[Received, _Mapping]] = ...) -> None: ...
+    taken: Taken
+    again: Again
+    leave: Leave
+    def __init__(self, redeem: _Optional[_Union[Redeem, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., received: _Optional[_Union[Received, _Mapping]] = ..., taken: _Optional[_Union[Taken, _Mapping]] = ..., again: _Optional[_Union[Again, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class Offer(_message.Message):
-    __slots__ = ("epoch", "first_block", "num_blocks", "num_bytes", "generation", "pair_seq", "crc32")
+    __slots__ = ("epoch", "first_block", "num_blocks", "num_bytes", "generation", "pair_seq", "crc32", "slot")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     FIRST_BLOCK_FIELD_NUMBER: _ClassVar[int]
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -174,14 +216,22 @@ class Offer(_message.Message):
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     PAIR_SEQ_FIELD_NUMBER: _ClassVar[int]
     CRC32_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     first_block: int
     num_blocks: int
     num_bytes: int
     generation: int
     pair_seq: int
-    crc32: int
-    def __init__(self, epoch: _Optional[int] = ..., first_block: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_bytes: _Optional[int] = ..., generation: _Optional[int] = ..., pair_seq: _Optional[int] = ..., crc32: _Optional[int] = ...) -> None: ...
+    crc32: _containers.RepeatedScalarFieldContainer[int]
+    slot: int
+    def __init__(self, epoch: _Optional[int] = ..., first_block: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_bytes: _Optional[int] = ..., generation: _Optional[int] = ..., pair_seq: _Optional[int] = ..., crc32: _Optional[_Iterable[int]] = ..., slot: _Optional[int] = ...) -> None: ...
+
+class Go(_message.Message):
+    __slots__ = ("pair_seq",)
+    PAIR_SEQ_FIELD_NUMBER: _ClassVar[int]
+    pair_seq: int
+    def __init__(self, pair_seq: _Optional[int] = ...) -> None: ...
 
 class InlineBlocks(_message.Message):
     __slots__ = ("first_block", "num_blocks", "data", "crc32")
@@ -192,50 +242,70 @@ class InlineBlocks(_message.Message):
     first_block: int
     num_blocks: int
     data: bytes
-    crc32: int
-    def __init__(self, first_block: _Optional[int] = ..., num_blocks: _Optional[int] = ..., data: _Optional[bytes] = ..., crc32: _Optional[int] = ...) -> None: ...
+    crc32: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, first_block: _Optional[int] = ..., num_blocks: _Optional[int] = ..., data: _Optional[bytes] = ..., crc32: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Complete(_message.Message):
+    __slots__ = ("num_tokens", "token_ids")
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    num_tokens: int
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, num_tokens: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Redeemed(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class FetchResponse(_message.Message):
-    __slots__ = ("offer", "inline", "redeemed", "heartbeat")
+    __slots__ = ("offer", "inline", "redeemed", "heartbeat", "go", "complete")
     OFFER_FIELD_NUMBER: _ClassVar[int]
     INLINE_FIELD_NUMBER: _ClassVar[int]
     REDEEMED_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    GO_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
     offer: Offer
     inline: InlineBlocks
     redeemed: Redeemed
     heartbeat: Heartbeat
-    def __init__(self, offer: _Optional[_Union[Offer, _Mapping]] = ..., inline: _Optional[_Union[InlineBlocks, _Mapping]] = ..., redeemed: _Optional[_Union[Redeemed, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
+    go: Go
+    complete: Complete
+    def __init__(self, offer: _Optional[_Union[Offer, _Mapping]] = ..., inline: _Optional[_Union[InlineBlocks, _Mapping]] = ..., redeemed: _Optional[_Union[Redeemed, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., go: _Optional[_Union[Go, _Mapping]] = ..., complete: _Optional[_Union[Complete, _Mapping]] = ...) -> None: ...
 
 class ConnectRequest(_message.Message):
-    __slots__ = ("receiver", "generation", "kv_abi", "backend", "rendezvous", "staging_bytes", "sender_incarnation")
+    __slots__ = ("receiver", "generation", "kv_abi", "backend", "rendezvous", "slot_bytes", "sender_incarnation", "slots", "sender_shard", "receiver_shard")
     RECEIVER_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     KV_ABI_FIELD_NUMBER: _ClassVar[int]
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     RENDEZVOUS_FIELD_NUMBER: _ClassVar[int]
-    STAGING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SLOT_BYTES_FIELD_NUMBER: _ClassVar[int]
     SENDER_INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    SENDER_SHARD_FIELD_NUMBER: _ClassVar[int]
+    RECEIVER_SHARD_FIELD_NUMBER: _ClassVar[int]
     receiver: _common_pb2.ReplicaRef
     generation: int
     kv_abi: str
     backend: str
-    rendezvous: bytes
-    staging_bytes: int
+    rendezvous: _containers.RepeatedScalarFieldContainer[bytes]
+    slot_bytes: int
     sender_incarnation: str
-    def __init__(self, receiver: _Optional[_Union[_common_pb2.ReplicaRef, _Mapping]] = ..., generation: _Optional[int] = ..., kv_abi: _Optional[str] = ..., backend: _Optional[str] = ..., rendezvous: _Optional[bytes] = ..., staging_bytes: _Optional[int] = ..., sender_incarnation: _Optional[str] = ...) -> None: ...
+    slots: int
+    sender_shard: int
+    receiver_shard: int
+    def __init__(self, receiver: _Optional[_Union[_common_pb2.ReplicaRef, _Mapping]] = ..., generation: _Optional[int] = ..., kv_abi: _Optional[str] = ..., backend: _Optional[str] = ..., rendezvous: _Optional[_Iterable[bytes]] = ..., slot_bytes: _Optional[int] = ..., sender_incarnation: _Optional[str] = ..., slots: _Optional[int] = ..., sender_shard: _Optional[int] = ..., receiver_shard: _Optional[int] = ...) -> None: ...
 
 class ConnectResponse(_message.Message):
-    __slots__ = ("rendezvous", "staging_bytes")
+    __slots__ = ("rendezvous", "slot_bytes", "slots")
     RENDEZVOUS_FIELD_NUMBER: _ClassVar[int]
-    STAGING_BYTES_FIELD_NUMBER: _ClassVar[int]
-    rendezvous: bytes
-    staging_bytes: int
-    def __init__(self, rendezvous: _Optional[bytes] = ..., staging_bytes: _Optional[int] = ...) -> None: ...
+    SLOT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    rendezvous: _containers.RepeatedScalarFieldContainer[bytes]
+    slot_bytes: int
+    slots: int
+    def __init__(self, rendezvous: _Optional[_Iterable[bytes]] = ..., slot_bytes: _Optional[int] = ..., slots: _Optional[int] = ...) -> None: ...
 
 class RenewRequest(_message.Message):
     __slots__ = ("ticket_ids",)
@@ -275,6 +345,18 @@ class CancelResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class MoveRequest(_message.Message):
+    __slots__ = ("request_id",)
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    def __init__(self, request_id: _Optional[str] = ...) -> None: ...
+
+class MoveResponse(_message.Message):
+    __slots__ = ("moving",)
+    MOVING_FIELD_NUMBER: _ClassVar[int]
+    moving: bool
+    def __init__(self, moving: _Optional[bool] = ...) -> None: ...
+
 class DrainRequest(_message.Message):
     __slots__ = ("budget_s",)
     BUDGET_S_FIELD_NUMBER: _ClassVar[int]
@@ -297,6 +379,22 @@ class SetRoleResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class SetLimitsRequest(_message.Message):
+    __slots__ = ("max_seqs", "step_tokens")
+    MAX_SEQS_FIELD_NUMBER: _ClassVar[int]
+    STEP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    max_seqs: int
+    step_tokens: int
+    def __init__(self, max_seqs: _Optional[int] = ..., step_tokens: _Optional[int] = ...) -> None: ...
+
+class SetLimitsResponse(_message.Message):
+    __slots__ = ("max_seqs", "step_tokens")
+    MAX_SEQS_FIELD_NUMBER: _ClassVar[int]
+    STEP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    max_seqs: int
+    step_tokens: int
+    def __init__(self, max_seqs: _Optional[int] = ..., step_tokens: _Optional[int] = ...) -> None: ...
+
 class WatchRequest(_message.Message):
     __slots__ = ("interval_s",)
     INTERVAL_S_FIELD_NUMBER: _ClassVar[int]
@@ -315,8 +413,20 @@ class StepReport(_message.Message):
     seconds: float
     def __init__(self, prefill_tokens: _Optional[int] = ..., decode_seqs: _Optional[int] = ..., context_tokens: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
+class TransferReport(_message.Message):
+    __slots__ = ("sender", "transport", "num_bytes", "seconds")
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    sender: str
+    transport: str
+    num_bytes: int
+    seconds: float
+    def __init__(self, sender: _Optional[str] = ..., transport: _Optional[str] = ..., num_bytes: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+
 class LoadReport(_message.Message):
-    __slots__ = ("replica", "role", "state", "kv_abi", "running", "waiting", "waiting_tokens", "kv_tokens", "blocks_total", "blocks_used", "blocks_cached", "tickets_open", "prefix_hit_tokens", "prefix_query_tokens", "preemptions", "steps")
+    __slots__ = ("replica", "role", "state", "kv_abi", "running", "waiting", "waiting_tokens", "kv_tokens", "blocks_total", "blocks_used", "blocks_cached", "tickets_open", "prefix_hit_tokens", "prefix_query_tokens", "preemptions", "steps", "step_tokens", "kv_bytes_per_token", "transfers", "quarantined", "max_seqs", "most_step_tokens", "seqs_limit")
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -333,6 +443,13 @@ class LoadReport(_message.Message):
     PREFIX_QUERY_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
+    STEP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERS_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_FIELD_NUMBER: _ClassVar[int]
+    MAX_SEQS_FIELD_NUMBER: _ClassVar[int]
+    MOST_STEP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SEQS_LIMIT_FIELD_NUMBER: _ClassVar[int]
     replica: _common_pb2.ReplicaRef
     role: _common_pb2.Role
     state: str
@@ -349,7 +466,14 @@ class LoadReport(_message.Message):
     prefix_query_tokens: int
     preemptions: int
     steps: _containers.RepeatedCompositeFieldContainer[StepReport]
-    def __init__(self, replica: _Optional[_Union[_common_pb2.ReplicaRef, _Mapping]] = ..., role: _Optional[_Union[_common_pb2.Role, str]] = ..., state: _Optional[str] = ..., kv_abi: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., blocks_total: _Optional[int] = ..., blocks_used: _Optional[int] = ..., blocks_cached: _Optional[int] = ..., tickets_open: _Optional[int] = ..., prefix_hit_tokens: _Optional[int] = ..., prefix_query_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[StepReport, _Mapping]]] = ...) -> None: ...
+    step_tokens: int
+    kv_bytes_per_token: int
+    transfers: _containers.RepeatedCompositeFieldContainer[TransferReport]
+    quarantined: _containers.RepeatedScalarFieldContainer[str]
+    max_seqs: int
+    most_step_tokens: int
+    seqs_limit: int
+    def __init__(self, replica: _Optional[_Union[_common_pb2.ReplicaRef, _Mapping]] = ..., role: _Optional[_Union[_common_pb2.Role, str]] = ..., state: _Optional[str] = ..., kv_abi: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., blocks_total: _Optional[int] = ..., blocks_used: _Optional[int] = ..., blocks_cached: _Optional[int] = ..., tickets_open: _Optional[int] = ..., prefix_hit_tokens: _Optional[int] = ..., prefix_query_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[StepReport, _Mapping]]] = ..., step_tokens: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., transfers: _Optional[_Iterable[_Union[TransferReport, _Mapping]]] = ..., quarantined: _Optional[_Iterable[str]] = ..., max_seqs: _Optional[int] = ..., most_step_tokens: _Optional[int] = ..., seqs_limit: _Optional[int] = ...) -> None: ...
 
 class SnapshotRequest(_message.Message):
     __slots__ = ()
@@ -389,8 +513,42 @@ class TicketInfo(_message.Message):
     story: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, id: _Optional[str] = ..., request_id: _Optional[str] = ..., state: _Optional[str] = ..., epoch: _Optional[int] = ..., num_blocks: _Optional[int] = ..., age_s: _Optional[float] = ..., lease_left_s: _Optional[float] = ..., story: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class PairInfo(_message.Message):
+    __slots__ = ("peer", "sending", "transport", "generation", "lanes", "staging_bytes", "threads", "fds", "offers_under_way", "chunks", "num_bytes", "failed", "failures", "quarantine_left_s")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    SENDING_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    LANES_FIELD_NUMBER: _ClassVar[int]
+    STAGING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    THREADS_FIELD_NUMBER: _ClassVar[int]
+    FDS_FIELD_NUMBER: _ClassVar[int]
+    OFFERS_UNDER_WAY_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINE_LEFT_S_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    sending: bool
+    transport: str
+    generation: int
+    lanes: int
+    staging_bytes: int
+    threads: int
+    fds: int
+    offers_under_way: int
+    chunks: int
+    num_bytes: int
+    failed: str
+    failures: int
+    quarantine_left_s: float
+    def __init__(self, peer: _Optional[str] = ..., sending: _Optional[bool] = ..., transport: _Optional[str] = ..., generation: _Optional[int] = ..., lanes: _Optional[int] = ..., staging_bytes: _Optional[int] = ..., threads: _Optional[int] = ..., fds: _Optional[int] = ..., offers_under_way: _Optional[int] = ..., chunks: _Optional[int] = ..., num_bytes: _Optional[int] = ..., failed: _Optional[str] = ..., failures: _Optional[int] = ..., quarantine_left_s: _Optional[float] = ...) -> None: ...
+
 class TicketsResponse(_message.Message):
-    __slots__ = ("tickets",)
+    __slots__ = ("tickets", "pairs")
     TICKETS_FIELD_NUMBER: _ClassVar[int]
+    PAIRS_FIELD_NUMBER: _ClassVar[int]
     tickets: _containers.RepeatedCompositeFieldContainer[TicketInfo]
-    def __init__(self, tickets: _Optional[_Iterable[_Union[TicketInfo, _Mapping]]] = ...) -> None: ...
+    pairs: _containers.RepeatedCompositeFieldContainer[PairInfo]
+    def __init__(self, tickets: _Optional[_Iterable[_Union[TicketInfo, _Mapping]]] = ..., pairs: _Optional[_Iterable[_Union[PairInfo, _Mapping]]] = ...) -> None: ...

@@ -69,6 +69,11 @@ class WorkerStub:
                 request_serializer=workers_dot_wire_dot_worker__pb2.CancelRequest.SerializeToString,
                 response_deserializer=workers_dot_wire_dot_worker__pb2.CancelResponse.FromString,
                 _registered_method=True)
+        self.Move = channel.unary_unary(
+                '/kvasir.v1.Worker/Move',
+                request_serializer=workers_dot_wire_dot_worker__pb2.MoveRequest.SerializeToString,
+                response_deserializer=workers_dot_wire_dot_worker__pb2.MoveResponse.FromString,
+                _registered_method=True)
         self.Drain = channel.unary_unary(
                 '/kvasir.v1.Worker/Drain',
                 request_serializer=workers_dot_wire_dot_worker__pb2.DrainRequest.SerializeToString,
@@ -78,6 +83,11 @@ class WorkerStub:
                 '/kvasir.v1.Worker/SetRole',
                 request_serializer=workers_dot_wire_dot_worker__pb2.SetRoleRequest.SerializeToString,
                 response_deserializer=workers_dot_wire_dot_worker__pb2.SetRoleResponse.FromString,
+                _registered_method=True)
+        self.SetLimits = channel.unary_unary(
+                '/kvasir.v1.Worker/SetLimits',
+                request_serializer=workers_dot_wire_dot_worker__pb2.SetLimitsRequest.SerializeToString,
+                response_deserializer=workers_dot_wire_dot_worker__pb2.SetLimitsResponse.FromString,
                 _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/kvasir.v1.Worker/Watch',
@@ -116,14 +126,14 @@ class WorkerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def FetchKV(self, request_iterator, context):
-        """Control plane of one fetch, decode worker to prefill worker; the blocks go over the pair's transport.
+        """Control plane of one fetch, receiver to sender; the blocks go over the pair's transport.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Connect(self, request, context):
-        """Rendezvous of one pair generation: the receiver's blob goes in, the sender's comes back.
+        """Rendezvous of one pair generation: the receiver's blobs go in, the sender's come back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,8 +158,15 @@ class WorkerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Move(self, request, context):
+        """Opens a ticket for a running Decode, which goes on meanwhile; the ticket comes on its stream (Moving).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Drain(self, request, context):
-        """Stops taking new work; answers when nothing is left or the budget is over.
+        """Stops taking new work and offers what decodes here to others (Moving); answers when nothing is left or the budget is over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -157,6 +174,13 @@ class WorkerServicer:
 
     def SetRole(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetLimits(self, request, context):
+        """Batch and chunk sizes that keep the SLO; never above those the worker was started with.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -219,6 +243,11 @@ def add_WorkerServicer_to_server(servicer, server):
                     request_deserializer=workers_dot_wire_dot_worker__pb2.CancelRequest.FromString,
                     response_serializer=workers_dot_wire_dot_worker__pb2.CancelResponse.SerializeToString,
             ),
+            'Move': grpc.unary_unary_rpc_method_handler(
+                    servicer.Move,
+                    request_deserializer=workers_dot_wire_dot_worker__pb2.MoveRequest.FromString,
+                    response_serializer=workers_dot_wire_dot_worker__pb2.MoveResponse.SerializeToString,
+            ),
             'Drain': grpc.unary_unary_rpc_method_handler(
                     servicer.Drain,
                     request_deserializer=workers_dot_wire_dot_worker__pb2.DrainRequest.FromString,
@@ -228,6 +257,11 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.SetRole,
                     request_deserializer=workers_dot_wire_dot_worker__pb2.SetRoleRequest.FromString,
                     response_serializer=workers_dot_wire_dot_worker__pb2.SetRoleResponse.SerializeToString,
+            ),
+            'SetLimits': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetLimits,
+                    request_deserializer=workers_dot_wire_dot_worker__pb2.SetLimitsRequest.FromString,
+                    response_serializer=workers_dot_wire_dot_worker__pb2.SetLimitsResponse.SerializeToString,
             ),
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
@@ -445,6 +479,33 @@ class Worker:
             _registered_method=True)
 
     @staticmethod
+    def Move(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvasir.v1.Worker/Move',
+            workers_dot_wire_dot_worker__pb2.MoveRequest.SerializeToString,
+            workers_dot_wire_dot_worker__pb2.MoveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Drain(request,
             target,
             options=(),
@@ -488,6 +549,33 @@ class Worker:
             '/kvasir.v1.Worker/SetRole',
             workers_dot_wire_dot_worker__pb2.SetRoleRequest.SerializeToString,
             workers_dot_wire_dot_worker__pb2.SetRoleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetLimits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvasir.v1.Worker/SetLimits',
+            workers_dot_wire_dot_worker__pb2.SetLimitsRequest.SerializeToString,
+            workers_dot_wire_dot_worker__pb2.SetLimitsResponse.FromString,
             options,
             channel_credentials,
             insecure,

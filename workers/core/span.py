@@ -24,6 +24,11 @@ class Span(NamedTuple):
         """The span where each place is `unit` wide: of heads -> of their dimensions."""
         return Span(self.total * unit, self.first * unit, self.end * unit)
 
+    def within(self, outer: Span) -> slice:
+        """Its places among those of a rank that holds `outer`, which has all of them."""
+        assert outer.first <= self.first and self.end <= outer.end, f"{self} is not in {outer}"
+        return slice(self.first - outer.first, self.end - outer.first)
+
 
 def whole(total: int) -> Span:
     return Span(total, 0, total)

@@ -1,0 +1,122 @@
+#!/usr/bin/env python3
+"""What it costs to write down a request's way: CPU time of the thread for one request bound late,
+and memory of a full ring. Placement itself is not counted: a trail only refers to its decisions.
+
+python load_tests/bench_explain.py --replicas 64
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import random
+import tracemalloc
+from time import thread_time
+from typing import cast
+
+from cluster.simulator.route import quantile
+from router.api import Call
+from router.explain.answer import explanation
+from router.explain.trails import KEPT, Trails
+from router.latency import RooflineModel
+from router.placement.binding import Overlap
+from router.placement.decision import Decision, Need, Phase
+from router.placement.placement import Placement
+from router.replica import Replica, ReplicaState
+from router.worker_client import WorkerClient
+from workers.core.clock import SystemClock
+from workers.core.hardware import ModelShape, hardware
+from workers.core.request import Request, SamplingParams
+from workers.core.roles import RoleName
+from workers.wire import worker_pb2 as worker
+from workers.wire.redis_keys import ReplicaRecord
+
+LLAMA_8B = ModelShape(32, 4096, 32, 8, 128, 14336, 128256)
+PROMPT = tuple(range(4000))
+OVERLAP = Overlap(0.01, 0.001, 0.0, 4000, 100_000, 200_000)
+ADMITTED = worker.Admitted(fetched_bytes=1 << 20, transfer_s=0.01, exposed_s=0.01, transport="shm")
+
+
+def replica(number: int, role: RoleName) -> Replica:
+    record = ReplicaRecord(
+        id=f"{role}-{number}", incarnation=f"{number}", address="", pool=role, role=role,
+        model="", kv_abi="", block_size=16, context_length=1 << 20, kv_tokens=1 << 20,
+    )  # fmt: skip
+    made = Replica(record, cast(WorkerClient, None))
+    made.move(ReplicaState.UP, "benchmark")
+    return made
+
+
+def write(
+    trails: Trails, number: int, placed: Decision, weighed: Decision, bound: Decision
+) -> None:
+    """All that the router says of one request, but for its tokens after the second."""
+    call = Call("m", "", SamplingParams(), f"chatcmpl-{number}", also=("req-1", "chatcmpl-1"))
+    request = Request(f"chatcmpl-{number}-00000000", PROMPT, len(PROMPT), SamplingParams())
+    start = thread_time()
+    trail = trails.begin(call, float(number))
+    trail.asked(request)
+    trail.let_in("standard", 0.0)
+    trail.began()
+    trail.placed(placed)
+    trail.opened(2000)
+    trail.timed(weighed, OVERLAP)
+    trail.prefilled(0.0, 0.1)
+    trail.tokens(1.0, 1)
+    trail.bound(bound, 1, moving=False)
+    trail.fetched(ADMITTED, moving=False)
+    trail.tokens(2.0, 1)
+    trails.end(trail, "ok", "")
+    TOOK_US.append((thread_time() - start) * 1e6)
+
+
+TOOK_US: list[float] = []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--replicas", type=int, default=64, help="half of them prefill")
+    options = parser.parse_args()
+    clock = SystemClock()
+    placement = Placement(RooflineModel(LLAMA_8B, hardware("h100")), random.Random(1))
+    half = options.replicas // 2
+    replicas = [replica(n, "prefill") for n in range(half)]
+    replicas += [replica(n, "decode") for n in range(half)]
+
+    def decide(phase: Phase) -> Decision:
+        need = Need(phase, len(PROMPT), {r.id: 16 * i for i, r in enumerate(replicas)})
+        decision = placement.place(need, replicas)
+        assert decision is not None
+        return decision
+
+    trails = Trails(clock)
+    gc.collect()
+    tracemalloc.start()
+    for number in range(2 * KEPT):
+        write(trails, number, decide("prefill"), decide("decode"), decide("decode"))
+    gc.collect()
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    kept = len(trails.newest())
+    TOOK_US.clear()
+    for number in range(2 * KEPT, 6 * KEPT):
+        write(trails, number, decide("prefill"), decide("decode"), decide("decode"))
+    newest = trails.newest()[0]
+    start = thread_time()
+    for _ in range(10_000):
+        newest.tokens(3.0, 1)
+    token_us = (thread_time() - start) * 100
+    start = thread_time()
+    for _ in range(100):
+        explanation(newest, 1.0).SerializeToString()
+    explain_us = (thread_time() - start) * 1e4
+    print(
+        f"one request     p50 {quantile(TOOK_US, 0.5):.1f} us  p99 {quantile(TOOK_US, 0.99):.1f} us"
+    )
+    print(f"another token   {token_us:.2f} us")
+    print(f"explaining one  {explain_us:.0f} us")
+    print(f"kept            {kept} requests in {held / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+#!/usr/bin/env python3
+"""How long one decision takes: hashing the prompt, matching it, choosing among the replicas.
+CPU time of the thread, so that a machine shared with others measures the same.
+
+python load_tests/bench_placement.py --replicas 64 --tokens 4000
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from itertools import pairwise
+from time import thread_time
+from typing import cast
+
+from cluster.simulator.route import quantile
+from router.index.expecting import ExpectingIndex
+from router.latency import RooflineModel
+from router.placement.decision import Need
+from router.placement.placement import Placement
+from router.replica import Assignment, Replica, ReplicaState
+from router.worker_client import WorkerClient
+from workers.core.clock import SystemClock
+from workers.core.events import EventKind, KVEvent
+from workers.core.hardware import ModelShape, hardware
+from workers.core.hashing import block_ids
+from workers.wire.redis_keys import ReplicaRecord
+
+LLAMA_8B = ModelShape(32, 4096, 32, 8, 128, 14336, 128256)
+BLOCK = 16
+WARM_UP = 50
+QUEUED = 8  # prompts that each replica has at once
+
+
+def replica(number: int) -> Replica:
+    record = ReplicaRecord(
+        id=f"prefill-{number}", incarnation=f"{number}", address="", pool="prefill",
+        role="prefill", model="", kv_abi="", block_size=BLOCK, context_length=1 << 20,
+        kv_tokens=1 << 20,
+    )  # fmt: skip
+    made = Replica(record, cast(WorkerClient, None))
+    made.move(ReplicaState.UP, "benchmark")
+    return made
+
+
+def prompt(rng: random.Random, families: int, tokens: int) -> list[int]:
+    """One of some long prefixes, cut anywhere, and what nobody has seen."""
+    family = random.Random(rng.randrange(families))
+    shared = rng.randrange(tokens)
+    known = [family.randrange(1 << 17) for _ in range(shared)]
+    return known + [rng.randrange(1 << 17) for _ in range(tokens - shared)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--replicas", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=4000)
+    parser.add_argument("--decisions", type=int, default=2000)
+    options = parser.parse_args()
+    rng, clock = random.Random(1), SystemClock()
+    index = ExpectingIndex(clock)
+    placement = Placement(RooflineModel(LLAMA_8B, hardware("h100")), rng)
+    replicas = [replica(number) for number in range(options.replicas)]
+    took_us: dict[str, list[float]] = {"hash": [], "match": [], "place": [], "all": []}
+    for _ in range(WARM_UP + options.decisions):
+        tokens = prompt(rng, options.replicas, options.tokens)
+        stamps = [thread_time()]
+        ids = block_ids(tokens, b"", BLOCK)
+        stamps.append(thread_time())
+        cached = {name: depth * BLOCK for name, depth in index.match(ids).items()}
+        stamps.append(thread_time())
+        decision = placement.place(Need("prefill", len(tokens), cached, ids=ids), replicas)
+        stamps.append(thread_time())
+        assert decision is not None
+        chosen = decision.replica
+        index.apply(chosen.id, [KVEvent(EventKind.STORED, tuple(ids))])
+        chosen.assignments.add(Assignment(len(tokens) - decision.cached_tokens, len(tokens)))
+        if len(chosen.assignments) > QUEUED:
+            chosen.assignments.pop()
+        parts = [(b - a) * 1e6 for a, b in pairwise(stamps)]
+        for name, value in zip(took_us, [*parts, sum(parts)], strict=True):
+            took_us[name].append(value)
+    for name, values in took_us.items():
+        kept = values[WARM_UP:]
+        print(f"{name:>6}  p50 {quantile(kept, 0.5):6.0f} us  p99 {quantile(kept, 0.99):6.0f} us")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""How much work comes in a second, and how much the replicas take: exponential averages."""
+
+from __future__ import annotations
+
+import math
+
+from router.flow.classes import FlowKey
+
+OVER_S = 30.0  # how far back
+PRIOR_S = 1.0  # a pace weighs as much as the number of replicas when so long was measured
+
+
+class Offered:
+    """Seconds of work that arrive in a second."""
+
+    def __init__(self, now: float) -> None:
+        self._sum = 0.0
+        self._at = now
+
+    def add(self, work_s: float, now: float) -> None:
+        self._sum = self.per_s(now) * OVER_S + work_s
+        self._at = now
+
+    def per_s(self, now: float) -> float:
+        return self._sum * math.exp((self._at - now) / OVER_S) / OVER_S
+
+
+class Pace:
+    """Seconds of work that are granted in a second in which somebody waits. As many as there are
+    replicas, unless predictions are off or decoding is what holds requests up."""
+
+    def __init__(self, now: float) -> None:
+        self._work_s = 0.0
+        self._busy_s = 0.0
+        self._at = now
+
+    def passed(self, now: float, *, busy: bool) -> None:
+        """`busy`: somebody waited since the last call."""
+        elapsed = now - self._at
+        kept = math.exp(-elapsed / OVER_S)
+        self._work_s *= kept
+        self._busy_s = self._busy_s * kept + (elapsed if busy else 0.0)
+        self._at = now
+
+    def granted(self, work_s: float) -> None:
+        self._work_s += work_s
+
+    def per_s(self, servers: int) -> float:
+        return (self._work_s + servers * PRIOR_S) / (self._busy_s + PRIOR_S)
+
+
+class Promises:
+    """When those who were refused are told to come back: one after the other, no faster than what
+    is left of the replicas takes them. Promises are kept for each flow, so that who floods puts
+    off only himself."""
+
+    def __init__(self) -> None:
+        self._until: dict[FlowKey, float] = {}
+
+    def next_s(
+        self, flow: FlowKey, work_s: float, wait_s: float, spare: float, most_s: float, now: float
+    ) -> float:
+        """Seconds from now, at least `wait_s` and at most `most_s`."""
+        self._until = {key: until for key, until in self._until.items() if until > now}
+        at = min(max(now + wait_s, self._until.get(flow, 0.0)), now + most_s)
+        self._until[flow] = at + work_s / spare
+        return at - now

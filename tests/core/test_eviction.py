@@ -1,0 +1,138 @@
+"""The eviction policies: alone, and inside the pool's own property tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.core.test_block_pool import BLOCKS, SIZE, PoolMachine
+from workers.core.block_pool import BlockPool
+from workers.core.eviction import LRU, REMEMBERED, Adaptive, make_eviction
+from workers.core.hashing import BlockId
+
+
+class AdaptivePoolMachine(PoolMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = BlockPool(BLOCKS, SIZE, Adaptive(BLOCKS))
+
+
+TestAdaptivePool = AdaptivePoolMachine.TestCase
+TestAdaptivePool.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
+
+
+def ids(name: str, count: int) -> list[BlockId]:
+    return [f"{name} {depth}".encode() for depth in range(count)]
+
+
+def use(pool: BlockPool, blocks: Sequence[BlockId]) -> int:
+    """A prompt of these blocks passes through; returns how many were cached."""
+    matched = pool.match(blocks)
+    pool.acquire(matched)
+    held = matched + pool.allocate(len(blocks) - len(matched))
+    for block, block_id in zip(held, blocks, strict=True):
+        pool.commit(block, block_id)
+    pool.release(held)
+    pool.check_integrity([])
+    return len(matched)
+
+
+@pytest.mark.parametrize("name", ["adaptive", "lru"])
+def test_what_was_built_on_a_prefix_goes_before_it(name: str) -> None:
+    pool = BlockPool(10, SIZE, make_eviction(name, 10))
+    chat = ids("chat", 6)
+    use(pool, chat)
+    use(pool, chat)
+    for other in range(8):
+        use(pool, ids(f"other {other}", 5))
+        kept = [block for block in chat if block in pool.cached_ids()]
+        assert kept == chat[: len(kept)], "a hole in a prefix"
+
+
+def teach(pool: BlockPool) -> None:
+    """One conversation comes back again and again, all else is met once."""
+    for other in range(40):
+        use(pool, ids(f"once {other}", 4))
+        use(pool, ids("always", 3))
+
+
+def scan(name: str) -> int:
+    """Cached blocks of a conversation that came back once, after many prompts met once."""
+    pool = BlockPool(20, SIZE, make_eviction(name, 20))
+    teach(pool)
+    chat = ids("chat", 8)
+    use(pool, chat[:5])
+    assert use(pool, chat) == 5
+    for other in range(30):
+        use(pool, ids(f"other {other}", 6))
+    return use(pool, chat)
+
+
+def test_a_scan_passes_through_without_the_conversations() -> None:
+    assert scan("lru") == 0
+    assert scan("adaptive") == 8
+
+
+def test_who_comes_back_after_its_blocks_are_gone_is_met_again() -> None:
+    pool = BlockPool(16, SIZE, Adaptive(16))
+    teach(pool)
+    chat = ids("chat", 4)
+    use(pool, chat)
+    for other in range(4):
+        use(pool, ids(f"other {other}", 6))
+    assert use(pool, chat) == 0, "its blocks are gone"
+    for other in range(4, 20):
+        use(pool, ids(f"other {other}", 6))
+    assert use(pool, chat) == 4, "but it was remembered, and is kept now"
+
+
+def test_where_who_comes_back_does_so_no_more_it_is_lru() -> None:
+    """Prompts come twice, or once: the second use says nothing of a third."""
+    pools = [BlockPool(20, SIZE, make_eviction(name, 20)) for name in ("adaptive", "lru")]
+    prompts = [ids(f"prompt {number // 2}", 4) for number in range(200)]
+    again = ids("again", 4)
+    for pool in pools:
+        for prompt in prompts:
+            use(pool, prompt)
+        use(pool, again)
+        for other in range(3):
+            use(pool, ids(f"other {other}", 4))
+        assert use(pool, again) == 4, "a prompt met once outlives older ones met twice"
+
+
+def test_where_everybody_comes_back_it_is_lru() -> None:
+    pools = [BlockPool(20, SIZE, make_eviction(name, 20)) for name in ("adaptive", "lru")]
+    chats = [ids(f"chat {chat}", 6) for chat in range(3)]
+    for chat in chats * 2:
+        for pool in pools:
+            use(pool, chat)
+    adaptive, lru = ([use(pool, chat) for chat in chats * 4] for pool in pools)
+    assert adaptive == lru and sum(lru) > 0
+
+
+def test_protected_blocks_leave_room_for_what_is_met_first() -> None:
+    pool = BlockPool(20, SIZE, Adaptive(20))
+    teach(pool)
+    for _ in range(2):
+        use(pool, ids("old", 20))
+    new = ids("new", 2)
+    assert use(pool, new) == 0
+    assert use(pool, new) == 2
+
+
+@given(st.lists(st.integers(0, 400), min_size=1, max_size=300))
+@settings(max_examples=50, deadline=None)
+def test_memory_is_bounded(prompts: list[int]) -> None:
+    policy = Adaptive(8)
+    pool = BlockPool(8, SIZE, policy)
+    for prompt in prompts:
+        use(pool, ids(str(prompt), 1 + prompt % 5))
+    assert len(policy._met) <= (1 + REMEMBERED) * 8
+
+
+def test_names() -> None:
+    assert isinstance(make_eviction("lru", 4), LRU)
+    assert isinstance(make_eviction("adaptive", 4), Adaptive)
