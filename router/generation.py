@@ -15,7 +15,8 @@ from router.dispatch import Dispatcher
 from router.explain.trail import Trail
 from router.explain.trails import Trails
 from router.flight import BlockIds, Emission
-from router.flow.control import FlowControl, Turn, Wish
+from router.flow.control import FlowControl, Wish
+from router.flow.turn import Turn
 from router.metrics import RouterMetrics
 from router.pool import Pool
 from workers.core.clock import Clock

@@ -24,7 +24,8 @@ from workers.wire import worker_pb2 as worker
 
 log = logging.getLogger(__name__)
 
-BINDS_PER_TICKET = 4  # then its KV is taken for unreachable and computed again
+BINDS_PER_TICKET = 4  # late ones; then its KV is taken for unreachable and computed again
+EARLY_BINDS = 3
 
 
 class Handoff:
@@ -79,14 +80,16 @@ class Handoff:
             await asyncio.wait([self._early])
             if self._refused is not None:
                 raise self._refused
+        tries = 0
         while not self.binding.over:
             decision = await self._desk.find(self._flight, "decode", self.binding)
+            tries += 1
             try:
                 await self.bind(decision)
             except (WorkerFailed, WorkerFull) as error:
                 if not self.binding.alive:
                     raise
-                if self.binding.epoch >= BINDS_PER_TICKET:
+                if tries >= BINDS_PER_TICKET:
                     raise WorkerFailed(f"nobody could fetch {self.binding.tell()}") from error
                 await self._desk.recover(self._flight, error, "decode", self.binding.tell())
         return self.take()
@@ -96,6 +99,7 @@ class Handoff:
         binding, replica = self.binding, decision.replica
         self._call = call = self._desk.calls.redeem(self._flight, replica, binding)
         binding.note(f"bound to {replica.id}")
+        avoided = replica.incarnation in self._flight.avoid
         trail = self._flight.trail
         trail.bound(decision, binding.epoch, moving=binding.moving)
         try:
@@ -106,6 +110,8 @@ class Handoff:
         except KvasirError as error:
             binding.note(error.message)
             trail.unbound(error)
+            if not binding.alive and not avoided:  # it was the sender that failed
+                self._flight.avoid.discard(replica.incarnation)
             self._call = None
             call.close(left=False)
             raise
@@ -134,9 +140,9 @@ class Handoff:
                 return
 
     def _pays_now(self, prefill: Call[worker.PrefillEvent]) -> Decision | None:
-        """Where to bind it at this moment; None = late is better. The last try is left for that."""
+        """Where to bind it at this moment; None = late is better."""
         flight, binding = self._flight, self.binding
-        if not binding.alive or binding.epoch + 1 >= BINDS_PER_TICKET:
+        if not binding.alive or binding.epoch >= EARLY_BINDS:
             return None
         decision = self._desk.find_now(flight, "decode", binding)
         if decision is None or decision.replica.incarnation in flight.avoid:

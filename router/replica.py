@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeAlias
 
 from router.worker_client import WorkerClient, WorkerFailed, WorkerStream
 from workers.core.roles import RoleName
@@ -14,6 +15,8 @@ from workers.wire import common_pb2 as common
 from workers.wire import worker_pb2 as worker
 from workers.wire.codec import role_from_wire, role_to_wire
 from workers.wire.redis_keys import ReplicaRecord
+
+AnyStream: TypeAlias = WorkerStream[worker.PrefillEvent] | WorkerStream[worker.DecodeEvent]
 
 STORY_KEPT = 32
 
@@ -71,10 +74,9 @@ class Replica:
         self.load = worker.LoadReport()
         self.assignments: set[Assignment] = set()
         self.story: deque[str] = deque(["registered"], maxlen=STORY_KEPT)
-        # in the order in which they began: they hear of a death in the same order each time
-        self._streams: dict[
-            WorkerStream[worker.PrefillEvent] | WorkerStream[worker.DecodeEvent], None
-        ] = {}
+        # In the order in which they began, so that they hear of a death in the same order each
+        # time. A stream may be bound twice: to its receiver, and to its sender.
+        self._streams: dict[object, AnyStream] = {}
         self._foreign_tokens = 0
         self._foreign_seqs = 0
         self._foreign_kv = 0
@@ -153,7 +155,7 @@ class Replica:
 
     def abort_calls(self, reason: str) -> None:
         """Whoever reads a stream of it sees WorkerFailed at once."""
-        for stream in tuple(self._streams):
+        for stream in tuple(self._streams.values()):
             stream.abort(reason)
 
     @contextmanager
@@ -167,17 +169,16 @@ class Replica:
             self.assignments.discard(assignment)
 
     @contextmanager
-    def bound(
-        self, stream: WorkerStream[worker.PrefillEvent] | WorkerStream[worker.DecodeEvent]
-    ) -> Iterator[None]:
+    def bound(self, stream: AnyStream) -> Iterator[None]:
         """`stream` is aborted if the replica goes down while the block runs."""
-        self._streams[stream] = None
+        entry = object()
+        self._streams[entry] = stream
         if self.state is ReplicaState.DOWN:
             stream.abort("the replica is down")
         try:
             yield
         finally:
-            self._streams.pop(stream, None)
+            del self._streams[entry]
 
     def check_integrity(self) -> None:
         """What is down has no load and no foreign work; nothing counts below zero."""

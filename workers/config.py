@@ -55,7 +55,7 @@ class EngineConfig(BaseModel):
 
 
 class TransportConfig(BaseModel):
-    """How KV blocks travel. `auto`: shared memory on one host, else nccl where both ends have CUDA,
+    """How KV blocks travel. `auto`: nccl where both ends have CUDA, else shared memory on one host,
     else gloo; what cannot go that way goes inside gRPC."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

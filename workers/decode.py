@@ -85,7 +85,7 @@ class DecodeRole:
         self._receiver = receiver
         self._live = live
         self._meter = meter
-        self._active: dict[str, _Active] = {}
+        self._active: list[_Active] = []  # a late attempt may overlap the next one
         self.transfers: deque[worker.TransferReport] = deque(maxlen=REPORTED)
         self.transfers_recorded = 0  # the newest of which stand in `transfers`
 
@@ -103,7 +103,7 @@ class DecodeRole:
         early = len(request.token_ids) == message.ticket.num_tokens
         seq = self._engine.new_sequence(request, to_come=int(early))
         active = _Active(seq, asyncio.ensure_future(self._admit(seq, message)))
-        self._active[seq.id] = active
+        self._active.append(active)
         try:
             admission = await active.admitted()
             if seq.status is not SequenceStatus.RESERVED:
@@ -119,24 +119,25 @@ class DecodeRole:
                     yield event
         finally:
             self._engine.abort(seq)
-            if self._active.get(seq.id) is active:
-                del self._active[seq.id]
+            self._active.remove(active)
 
     def cancel(self, request_id: str, why: KvasirError | None = None) -> None:
-        """Its Decode call ends with `why`, or Cancelled; pages go when nothing writes them."""
-        active = self._active.get(request_id)
-        if active is None:
-            return
+        """Its Decode calls end with `why`, or Cancelled; pages go when nothing writes them."""
+        for active in self._active:
+            if active.seq.id == request_id:
+                self._end(active, why)
+
+    def end(self, why: KvasirError) -> None:
+        """Every Decode call that is open ends with `why`."""
+        for active in list(self._active):
+            self._end(active, why)
+
+    def _end(self, active: _Active, why: KvasirError | None) -> None:
         active.why = why
         if active.admission.done():
             self._engine.abort(active.seq, why)
         else:
             active.admission.cancel()
-
-    def end(self, why: KvasirError) -> None:
-        """Every Decode call that is open ends with `why`."""
-        for request_id in list(self._active):
-            self.cancel(request_id, why)
 
     @property
     def num_active(self) -> int:

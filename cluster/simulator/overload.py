@@ -20,8 +20,9 @@ from cluster.simulator.linear import LinearModel
 from cluster.simulator.prefill_worker import Prefill, PrefillWorker
 from router.flow.book import Result, result_of
 from router.flow.classes import SloConfig
-from router.flow.control import FlowControl, Turn, Wish
+from router.flow.control import FlowControl, Wish
 from router.flow.room import PoolRoom
+from router.flow.turn import Turn
 from router.placement.decision import Need
 from router.placement.placement import Placement
 from router.placement.policies.names import make_policy

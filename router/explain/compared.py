@@ -35,15 +35,15 @@ def _decode(trail: Trail, attempt: list[Event]) -> Iterator[admin.Compared]:
     if redeemed is None or poured is None or redeemed[1].at > (trail.second_at or 0.0):
         return
     bound, fetched = redeemed
-    decision, admitted = bound.decision, fetched.admitted
+    decision = bound.decision
     place = decision.among.replicas.index(decision.replica)
     wait_s, step_s = decision.among.wait_s[place], decision.among.work_s[place]
     transfer_s = decision.among.transfer_s[place]
     for event in attempt:
         if isinstance(event, Timed) and event.decision is decision:  # it was bound early
             transfer_s = wait_s = event.overlap.early_gap_s
-    yield _tokens("cached at decode", decision.cached_tokens, admitted.cached_tokens)
-    yield _seconds("transfer, exposed", transfer_s, admitted.exposed_s)
+    yield _tokens("cached at decode", decision.cached_tokens, fetched.admitted.cached_tokens)
+    yield _seconds("transfer, exposed", transfer_s, poured.part_s("transfer"))
     yield _seconds("first decode step", step_s, poured.part_s("first decode step"))
     yield _seconds("FIRST_GAP", wait_s + step_s, poured.total_s)
 

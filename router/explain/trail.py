@@ -7,7 +7,7 @@ made of them only when somebody asks (answer.py). What is referred to does not c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from router.placement.binding import Overlap
 from router.placement.decision import Decision, Phase, Refusal
@@ -142,7 +142,7 @@ class Trail:
         self.ended_at: float | None = None
         self.outcome = ""
         self.error = ""
-        self.events: list[Event] = []
+        self._events: list[tuple[Any, ...]] = []  # the class of each, and its fields
         self.left_out = 0
         self.rows = 0  # replicas in its decisions: what it weighs
 
@@ -168,53 +168,58 @@ class Trail:
     # of its way through the workers
 
     def began(self) -> None:
-        self._add(Began(self._now()))
+        self._add((Began, self._now()))
 
     def placed(self, decision: Decision) -> None:
         self._weigh(decision)
-        self._add(Placed(self._now(), decision))
+        self._add((Placed, self._now(), decision))
 
     def nobody(self, phase: Phase, refused: Mapping[str, Refusal]) -> None:
         self.rows += len(refused)
-        self._add(Nobody(self._now(), phase, refused))
+        self._add((Nobody, self._now(), phase, refused))
 
     def opened(self, cached_tokens: int) -> None:
-        self._add(Opened(self._now(), cached_tokens))
+        self._add((Opened, self._now(), cached_tokens))
 
     def prefilled(self, queue_s: float, prefill_s: float) -> None:
-        self._add(Prefilled(self._now(), queue_s, prefill_s))
+        self._add((Prefilled, self._now(), queue_s, prefill_s))
 
     def timed(self, decision: Decision, overlap: Overlap) -> None:
         self._weigh(decision)
-        self._add(Timed(self._now(), decision, overlap))
+        self._add((Timed, self._now(), decision, overlap))
 
     def bound(self, decision: Decision, epoch: int, *, moving: bool) -> None:
         self._weigh(decision)
-        self._add(Bound(self._now(), decision, epoch, moving))
+        self._add((Bound, self._now(), decision, epoch, moving))
 
     def unbound(self, error: KvasirError) -> None:
-        self._add(Unbound(self._now(), error.message[:MOST_WORDS]))
+        self._add((Unbound, self._now(), error.message[:MOST_WORDS]))
 
     def fetched(self, admitted: worker.Admitted, *, moving: bool) -> None:
-        self._add(Fetched(self._now(), admitted, moving))
+        self._add((Fetched, self._now(), admitted, moving))
 
     def failed(self, error: KvasirError) -> None:
-        self._add(Failed(self._now(), error.message[:MOST_WORDS]))
+        self._add((Failed, self._now(), error.message[:MOST_WORDS]))
 
     def offered(self, replica: str) -> None:
-        self._add(Offered(self._now(), replica))
+        self._add((Offered, self._now(), replica))
 
     def moved(self, replica: str) -> None:
-        self._add(Moved(self._now(), replica))
+        self._add((Moved, self._now(), replica))
 
     def stayed(self, why: str) -> None:
-        self._add(Stayed(self._now(), why[:MOST_WORDS]))
+        self._add((Stayed, self._now(), why[:MOST_WORDS]))
 
-    def _add(self, event: Event) -> None:
-        if len(self.events) < MOST_EVENTS:
-            self.events.append(event)
+    @property
+    def events(self) -> list[Event]:
+        """In the order in which they came."""
+        return [kind(*fields) for kind, *fields in self._events]
+
+    def _add(self, event: tuple[Any, ...]) -> None:
+        if len(self._events) < MOST_EVENTS:
+            self._events.append(event)
         else:
             self.left_out += 1
 
     def _weigh(self, decision: Decision) -> None:
-        self.rows += len(decision.among) + len(decision.refused)
+        self.rows += len(decision.among.replicas) + len(decision.refused)

@@ -9,7 +9,7 @@ their way, and the router's own work between them.
     first token .. [hold] .. bound |admission| .. |transfer| admitted .. second token
 
 What runs beside the prefill, bound early, is no part of either but for what sticks out after the
-first token.
+first token: all of that is waiting for pages or for KV.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def ttft(trail: Trail) -> Waterfall | None:
         _Span("admission queue", in_line, trail.let_in_at),
     ]
     attempt = attempt_before(trail, trail.first_at)
-    if attempt[0] is not attempts(trail)[0][0]:
+    if attempt[0] != attempts(trail)[0][0]:
         spans.append(_Span(SELDOM, trail.let_in_at, attempt[0].at))
     spans += _until_token(attempt)
     return _pour(spans, trail.started, trail.first_at, TTFT_PARTS)
@@ -124,12 +124,14 @@ def _after_token(attempt: Sequence[Event], until: float) -> Iterator[_Span]:
         yield _Span("first decode step", token_at, until)
         return
     bound, fetched = redeemed
-    called = max(token_at, bound.at)
-    exposed_from = max(called, fetched.at - fetched.admitted.exposed_s)
-    pages_at = min(bound.at + fetched.admitted.admit_wait_s, exposed_from)
+    pages_at = min(bound.at + fetched.admitted.admit_wait_s, fetched.at)
+    if bound.at < token_at:  # early: nothing but pages and KV is waited for
+        fetching_at = max(token_at, pages_at)
+    else:
+        fetching_at = max(pages_at, fetched.at - fetched.admitted.transfer_s)
     yield _Span("ticket hold", token_at, bound.at)
-    yield _Span("decode admission", called, pages_at)
-    yield _Span("transfer", exposed_from, fetched.at)
+    yield _Span("decode admission", max(token_at, bound.at), pages_at)
+    yield _Span("transfer", fetching_at, fetched.at)
     yield _Span("first decode step", max(token_at, fetched.at), until)
 
 

@@ -11,10 +11,12 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from router.flow.book import Book, Outcome, Result, result_of
+from router.flow.book import Book, Outcome
 from router.flow.classes import FlowKey, SloClass, SloConfig
-from router.flow.queues import FairQueues, Waiting
+from router.flow.queues import FairQueues
 from router.flow.rates import Offered, Pace, Promises
+from router.flow.turn import Turn, Unplaced
+from router.flow.waiting import Waiting
 from workers.core.clock import Clock
 from workers.core.errors import InvalidRequest, KvasirError, Overloaded, Unavailable
 
@@ -56,32 +58,6 @@ class Wish:
     priority: int = 0
 
 
-class Turn:
-    """A place in the cluster. placed() when a replica has been chosen: from then on its load counts
-    the work. served() or failed() once, unless its client leaves."""
-
-    def __init__(
-        self, waiting: Waiting, slo: SloClass, unplaced: dict[Turn, float], book: Book
-    ) -> None:
-        self.flow = waiting.flow
-        self.waited_s = 0.0
-        self._slo = slo
-        self._book = book
-        self._unplaced = unplaced
-        unplaced[self] = waiting.work_s
-
-    def placed(self) -> None:
-        self._unplaced.pop(self, None)
-
-    def served(self, ttft_s: float, itl_s: float | None) -> None:
-        """`itl_s`: the mean, None for an answer of one token."""
-        self._book.ended(self.flow, result_of(self._slo, ttft_s, itl_s))
-
-    def failed(self) -> None:
-        """By our fault."""
-        self._book.ended(self.flow, Result.FAILED)
-
-
 class FlowControl:
     """admit() once for each request; run() grants turns until cancelled. `book` says what became of
     them."""
@@ -108,7 +84,7 @@ class FlowControl:
         self._clock = clock
         self._queues = FairQueues()
         self._granted: dict[Waiting, asyncio.Future[Turn]] = {}
-        self._unplaced: dict[Turn, float] = {}
+        self._unplaced = Unplaced()
         self._changed = asyncio.Event()
         self._offered = Offered(clock.now())
         self._pace = Pace(clock.now())
@@ -144,8 +120,9 @@ class FlowControl:
             self._turn_away(waiting, Outcome.STOPPING, _stopping())
 
     def wake(self) -> None:
-        """A replica may have room: look now."""
-        self._changed.set()
+        """A replica may have room: look now, if anybody waits."""
+        if self.queued:
+            self._changed.set()
 
     @contextmanager
     def arriving(self, slo_class: str | None, tenant: str) -> Iterator[None]:
@@ -247,10 +224,8 @@ class FlowControl:
                 self._grant(first, now)
 
     def _has_room(self, *, background: bool) -> bool:
-        if background:
-            most = BACKGROUND_PART * self._max_in_flight
-            if self._background_in_flight >= most:
-                return False
+        if background and self._background_in_flight >= BACKGROUND_PART * self._max_in_flight:
+            return False
         if self.in_flight >= self._max_in_flight:
             return False
         return self._backlog_s(background=background) <= (0.0 if background else self._hold_s)
@@ -268,7 +243,7 @@ class FlowControl:
         future.set_result(Turn(waiting, slo, self._unplaced, self.book))
 
     def _backlog_s(self, *, background: bool) -> float:
-        return self._room.backlog_s(sum(self._unplaced.values()), background=background)
+        return self._room.backlog_s(self._unplaced.work_s, background=background)
 
     def _class_of(self, slo_class: str | None) -> tuple[str, SloClass]:
         name = self._slo.default if slo_class is None else slo_class
@@ -288,7 +263,8 @@ class FlowControl:
             FlowKey(name, wish.tenant),
             wish.work_s,
             now,
-            weight=slo.weight * self._slo.tenants.get(wish.tenant, 1.0),
+            weight=slo.weight,
+            tenant_weight=self._slo.tenants.get(wish.tenant, 1.0),
             background=slo.background,
             start_by=_start_by(slo, wish, now),
             give_up_at=give_up,

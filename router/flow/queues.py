@@ -1,14 +1,18 @@
-"""Who goes next: fair between flows, and within one whoever can still be in time. No I/O, no clock.
+"""Who goes next: fair between classes, then between the tenants of a class, and of one tenant
+whoever can still be in time. No I/O, no clock.
 
-A flow is one tenant's requests of one class. Flows share by start-time fair queueing (Goyal et al.
-1996), charged in predicted work, so that a tenant who floods waits behind himself. In each flow:
+Both levels share by start-time fair queueing (Goyal et al. 1996), charged in predicted work, so
+that a tenant who floods waits behind himself, and a class has its share however many tenants
+another has. Of each tenant's requests:
 
     on time   can still meet its TTFT target if it starts now; the most urgent first
-    late      cannot any more; served when nobody of its flow is on time, until it gives up
+    late      cannot any more; served when none of his is on time, until it gives up
 
 Serving the late last keeps goodput up in overload: FIFO would make everybody late. Fairness goes
 before it: a tenant's late ones do not wait for those that another has on time. Background classes
 come after all others.
+
+Every step costs the logarithm of what waits, whatever names tenants give themselves.
 """
 
 from __future__ import annotations
@@ -17,137 +21,147 @@ import heapq
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
 
-from router.flow.classes import FlowKey
 from router.flow.rates import Offered
+from router.flow.shares import Sharing
+from router.flow.waiting import Place, Waiting
 
 
-CREDIT_S = 1.0  # work over weight: so much of a share that was left unused may be caught up on
+class _Tenant:
+    """One tenant's requests of one class."""
+
+    def __init__(self, offered: Offered) -> None:
+        self.offered = offered
+        self.work_s = {Place.ON_TIME: 0.0, Place.LATE: 0.0}
+        self.length = 0
+        self._lines: dict[Place, list[tuple[float, float, int, Waiting]]] = {
+            Place.ON_TIME: [],
+            Place.LATE: [],
+        }
+
+    def put(self, waiting: Waiting, place: Place, order: int) -> None:
+        waiting.place = place
+        self.work_s[place] += waiting.work_s
+        urgency = waiting.start_by if place is Place.ON_TIME else waiting.arrived
+        heapq.heappush(self._lines[place], (-float(waiting.priority), urgency, order, waiting))
+
+    def first(self) -> Waiting:
+        for place, line in self._lines.items():
+            while line and line[0][3].place is not place:
+                heapq.heappop(line)
+            if line:
+                return line[0][3]
+        raise AssertionError("nobody of it waits")
+
+    def tidy(self) -> None:
+        for place, line in self._lines.items():
+            if mostly_dead(line, self.length):
+                line[:] = [entry for entry in line if entry[3].place is place]
+                heapq.heapify(line)
+
+    def check_integrity(self) -> None:
+        here = {
+            id(entry[3]): entry[3]
+            for place, line in self._lines.items()
+            for entry in line
+            if entry[3].place is place
+        }
+        assert self.length == len(here), f"{self.length} counted, {len(here)} there"
+        for place, counted in self.work_s.items():
+            work = sum(w.work_s for w in here.values() if w.place is place)
+            assert math.isclose(work, counted, abs_tol=1e-6), f"{place}: {work}, {counted} counted"
 
 
-class Place(StrEnum):
-    ON_TIME = "on_time"
-    LATE = "late"
-    OUT = "out"  # granted, refused or left
+class _Class:
+    """The tenants of one class."""
 
-
-@dataclass(eq=False, slots=True)
-class Waiting:
-    """One request in line. Times are the owner's clock; `work_s` is what it will take of one
-    replica, of which its flow may use a share by `weight`. `start_by`: the last moment at which its
-    TTFT target can be met, inf = has none. `give_up_at`: it is refused then."""
-
-    flow: FlowKey
-    work_s: float
-    arrived: float
-    weight: float = 1.0
-    background: bool = False
-    start_by: float = math.inf
-    give_up_at: float = math.inf
-    priority: int = 0  # higher goes first within its flow
-    place: Place = Place.OUT
-
-
-@dataclass(eq=False, slots=True)
-class _Flow:
-    weight: float
-    background: bool
-    offered: Offered
-    lines: dict[Place, list[tuple[float, float, int, Waiting]]] = field(
-        default_factory=lambda: {Place.ON_TIME: [], Place.LATE: []}
-    )
-    work_s: dict[Place, float] = field(
-        default_factory=lambda: {Place.ON_TIME: 0.0, Place.LATE: 0.0}
-    )
-    length: int = 0
-    finish: float = 0.0  # virtual time at which its last grant is paid for
-
-    def first(self, place: Place) -> Waiting | None:
-        """The next of a line. Those that left are dropped here."""
-        line = self.lines[place]
-        while line and line[0][3].place is not place:
-            heapq.heappop(line)
-        return line[0][3] if line else None
+    def __init__(self, *, background: bool) -> None:
+        self.background = background
+        self.tenants: Sharing[str, _Tenant] = Sharing()
+        self.work_s = 0.0
+        self.length = 0
 
 
 class FairQueues:
     def __init__(self) -> None:
-        self._flows: dict[FlowKey, _Flow] = {}
-        self._virtual = {False: 0.0, True: 0.0}  # of each band: background or not
+        self._classes: dict[str, _Class] = {}
+        self._bands: dict[bool, Sharing[str, _Class]] = {False: Sharing(), True: Sharing()}
         self._order = itertools.count()
         self._length = 0
-        self._ends: list[tuple[float, int, Waiting]] = []  # a heap by give_up_at
+        self._ends: list[tuple[float, int, Waiting]] = []  # heaps: by give_up_at,
+        self._starts: list[tuple[float, int, Waiting]] = []  # and by start_by
 
     def __len__(self) -> int:
         return self._length
 
-    def length(self, slo_class: str) -> int:
-        return sum(flow.length for key, flow in self._flows.items() if key.slo_class == slo_class)
-
     def add(self, waiting: Waiting) -> None:
-        flow = self._flows.get(waiting.flow)
-        if flow is None:
-            offered = Offered(waiting.arrived)
-            flow = self._flows[waiting.flow] = _Flow(waiting.weight, waiting.background, offered)
-        if not flow.length:  # nobody of it waits who came under other rules
-            flow.background = waiting.background
-        flow.weight = waiting.weight
-        flow.offered.add(waiting.work_s, waiting.arrived)
-        flow.length += 1
+        of_class = self._class_of(waiting)
+        tenant = of_class.tenants.get(waiting.flow.tenant) or _Tenant(Offered(waiting.arrived))
+        tenant.offered.add(waiting.work_s, waiting.arrived)
+        if not tenant.length:
+            of_class.tenants.begin(waiting.flow.tenant, tenant, waiting.tenant_weight)
+        if not of_class.length:
+            band = self._bands[of_class.background]
+            band.begin(waiting.flow.slo_class, of_class, waiting.weight)
+        tenant.length += 1
+        of_class.length += 1
         self._length += 1
-        self._line_up(flow, waiting, Place.ON_TIME)
+        of_class.work_s += waiting.work_s
+        tenant.put(waiting, Place.ON_TIME, next(self._order))
         heapq.heappush(self._ends, (waiting.give_up_at, next(self._order), waiting))
+        if waiting.start_by < math.inf:
+            heapq.heappush(self._starts, (waiting.start_by, next(self._order), waiting))
 
     def demote(self, now: float) -> list[Waiting]:
         """Those that have become late since the last call."""
         late = []
-        for flow in self._flows.values():
-            while (first := flow.first(Place.ON_TIME)) is not None and first.start_by < now:
-                flow.work_s[Place.ON_TIME] -= first.work_s
-                self._line_up(flow, first, Place.LATE)
-                late.append(first)
+        while self._starts and self._starts[0][0] < now:
+            *_, waiting = heapq.heappop(self._starts)
+            if waiting.place is not Place.ON_TIME:
+                continue
+            tenant = self._tenant_of(waiting)
+            tenant.work_s[Place.ON_TIME] -= waiting.work_s
+            tenant.put(waiting, Place.LATE, next(self._order))
+            late.append(waiting)
         return late
 
     def next(self, *, background: bool) -> Waiting | None:
         """Whose turn it is in this band, if anybody waits there. grant() takes him out."""
-        able = [
-            (self._start(flow), key, flow)
-            for key, flow in self._flows.items()
-            if flow.background is background and flow.length
-        ]
-        if not able:
+        of_class = self._bands[background].first()
+        if of_class is None:
             return None
-        *_, flow = min(able, key=lambda item: item[:2])
-        return flow.first(Place.ON_TIME) or flow.first(Place.LATE)
+        tenant = of_class.tenants.first()
+        assert tenant is not None, "a class waits without a tenant"
+        return tenant.first()
 
     def grant(self, waiting: Waiting) -> None:
-        """He goes, and his flow pays for his work."""
-        flow = self._flows[waiting.flow]
-        start = self._start(flow)
-        self._virtual[flow.background] = max(self._virtual[flow.background], start)
-        flow.finish = start + waiting.work_s / flow.weight
+        """He goes; his tenant and his class pay for his work."""
+        of_class = self._classes[waiting.flow.slo_class]
+        of_class.tenants.charge(waiting.flow.tenant, waiting.work_s)
+        self._bands[of_class.background].charge(waiting.flow.slo_class, waiting.work_s)
         self.remove(waiting)
 
     def remove(self, waiting: Waiting) -> None:
         """He leaves the line without having been served; idempotent."""
         if waiting.place is Place.OUT:
             return
-        flow = self._flows[waiting.flow]
-        flow.work_s[waiting.place] -= waiting.work_s
-        flow.length -= 1
-        self._length -= 1
+        of_class, tenant = self._classes[waiting.flow.slo_class], self._tenant_of(waiting)
+        tenant.work_s[waiting.place] -= waiting.work_s
+        of_class.work_s -= waiting.work_s
         waiting.place = Place.OUT
-        if not flow.length:
-            self._forget_idle()
-        for place, line in flow.lines.items():
-            if _mostly_dead(line, flow.length):
-                flow.lines[place] = [entry for entry in line if entry[3].place is place]
-                heapq.heapify(flow.lines[place])
-        if _mostly_dead(self._ends, self._length):
-            self._ends = [entry for entry in self._ends if entry[2].place is not Place.OUT]
-            heapq.heapify(self._ends)
+        tenant.length -= 1
+        of_class.length -= 1
+        self._length -= 1
+        if not tenant.length:
+            of_class.tenants.end(waiting.flow.tenant)
+        if not of_class.length:
+            of_class.work_s = 0.0  # and not what is left of rounding
+            self._bands[of_class.background].end(waiting.flow.slo_class)
+        tenant.tidy()
+        for heap in (self._ends, self._starts):
+            if mostly_dead(heap, self._length):
+                heap[:] = [entry for entry in heap if entry[2].place is not Place.OUT]
+                heapq.heapify(heap)
 
     def over(self, now: float) -> list[Waiting]:
         """Those who give up now; each is told once, and is still in line."""
@@ -161,59 +175,77 @@ class FairQueues:
     def wait_s(self, waiting: Waiting, servers: float, spare: float, now: float) -> float:
         """How long `waiting` (in line or not yet) will wait: with so many replicas at work, `spare`
         of them not taken by what arrives meanwhile."""
-        ahead = [flow for flow in self._flows.values() if flow.background <= waiting.background]
-        everything = sum(sum(flow.work_s.values()) for flow in ahead)
-        own = self._flows.get(waiting.flow)
-        if own is None:
-            own = _Flow(waiting.weight, waiting.background, Offered(now))
-        # Others take turns with his flow, so he waits for no more than its share allows.
-        others = sum(flow.weight for flow in ahead if flow.length and flow is not own)
-        share = servers * waiting.weight / (waiting.weight + others)
+        everything = sum(
+            of_class.work_s
+            for of_class in self._classes.values()
+            if of_class.background <= waiting.background
+        )
+        on_time, own, offered = self._own(waiting, now)
+        share = servers * self._part(waiting)
         if waiting.place is not Place.LATE:
             soon = everything / servers
             if not waiting.background:
-                soon = min(soon, own.work_s[Place.ON_TIME] / share)
+                # Others take turns with him, so he waits for no more than his share allows.
+                soon = min(soon, on_time / share)
             if now + soon <= waiting.start_by:
                 return soon
-        own_spare = share - own.offered.per_s(now)
-        if waiting.background or own_spare <= 0:
+        if waiting.background or share <= offered:
             return everything / spare
-        return min(everything / spare, sum(own.work_s.values()) / own_spare)
+        return min(everything / spare, own / (share - offered))
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless counts and sums say what the lines hold."""
-        assert self._length == sum(flow.length for flow in self._flows.values())
-        for key, flow in self._flows.items():
-            here = [w for line in flow.lines.values() for *_, w in line if w.place is not Place.OUT]
-            kept = {id(w): w for w in here}.values()
-            assert flow.length == len(kept), f"{key}: {flow.length} counted, {len(kept)} there"
-            for place in (Place.ON_TIME, Place.LATE):
-                work = sum(w.work_s for w in kept if w.place is place)
-                assert math.isclose(work, flow.work_s[place], abs_tol=1e-6), key
+        assert self._length == sum(each.length for each in self._classes.values())
+        for each in self._classes.values():
+            tenants = each.tenants.values()
+            assert each.length == sum(tenant.length for tenant in tenants)
+            work = sum(sum(tenant.work_s.values()) for tenant in tenants)
+            assert math.isclose(work, each.work_s, abs_tol=1e-6), (work, each.work_s)
+            for tenant in tenants:
+                tenant.check_integrity()
 
-    def _start(self, flow: _Flow) -> float:
-        """Virtual time of its next grant."""
-        return max(self._virtual[flow.background] - CREDIT_S, flow.finish)
+    def _class_of(self, waiting: Waiting) -> _Class:
+        name = waiting.flow.slo_class
+        found = self._classes.get(name)
+        if found is None or (found.background is not waiting.background and not found.length):
+            # nobody of it waits who came under other rules
+            found = self._classes[name] = _Class(background=waiting.background)
+        return found
 
-    def _line_up(self, flow: _Flow, waiting: Waiting, place: Place) -> None:
-        waiting.place = place
-        flow.work_s[place] += waiting.work_s
-        urgency = waiting.start_by if place is Place.ON_TIME else waiting.arrived
-        entry = (-float(waiting.priority), urgency, next(self._order), waiting)
-        heapq.heappush(flow.lines[place], entry)
+    def _tenant_of(self, waiting: Waiting) -> _Tenant:
+        tenant = self._classes[waiting.flow.slo_class].tenants.get(waiting.flow.tenant)
+        assert tenant is not None, f"{waiting.flow} is in line and not known"
+        return tenant
 
-    def _forget_idle(self) -> None:
-        """A flow that waits for nothing and has paid is nobody: tenants come and go. Where nobody
-        waits at all everything counts as paid."""
-        for band in (False, True):
-            flows = {key: flow for key, flow in self._flows.items() if flow.background is band}
-            waiting = any(flow.length for flow in flows.values())
-            paid = self._virtual[band] - CREDIT_S if waiting else math.inf
-            for key, flow in flows.items():
-                if not flow.length and flow.finish <= paid:
-                    del self._flows[key]
+    def _own(self, waiting: Waiting, now: float) -> tuple[float, float, float]:
+        """Of his tenant: work on time, all work in line, and work that comes in a second."""
+        of_class = self._classes.get(waiting.flow.slo_class)
+        tenant = of_class and of_class.tenants.get(waiting.flow.tenant)
+        if not tenant:
+            return 0.0, 0.0, 0.0
+        work_s = tenant.work_s
+        return work_s[Place.ON_TIME], sum(work_s.values()), tenant.offered.per_s(now)
+
+    def _part(self, waiting: Waiting) -> float:
+        """Of the replicas, which is his while those wait who wait now."""
+        slo_class, tenant = waiting.flow
+        bands = [
+            band for background, band in self._bands.items() if background <= waiting.background
+        ]
+        there = any(band.waits(slo_class) for band in bands)
+        of_class = _fraction(waiting.weight, sum(band.weight for band in bands), there=there)
+        known = self._classes.get(slo_class)
+        if known is None:
+            return of_class
+        there = known.tenants.waits(tenant)
+        return of_class * _fraction(waiting.tenant_weight, known.tenants.weight, there=there)
 
 
-def _mostly_dead(entries: Sequence[object], alive: int) -> bool:
+def _fraction(weight: float, total: float, *, there: bool) -> float:
+    """`weight` of `total`, in which it is counted if it is `there`."""
+    return min(1.0, weight / (total if there else total + weight))
+
+
+def mostly_dead(entries: Sequence[object], alive: int) -> bool:
     """Who left stays in a heap until it is on top, unless there are too many of them."""
     return len(entries) > 2 * alive + 64

@@ -52,16 +52,19 @@ class Pace:
 class Promises:
     """When those who were refused are told to come back: one after the other, no faster than what
     is left of the replicas takes them. Promises are kept for each flow, so that who floods puts
-    off only himself."""
+    off only himself; of more flows than KEPT those refused longest ago are forgotten."""
+
+    KEPT = 4096
 
     def __init__(self) -> None:
-        self._until: dict[FlowKey, float] = {}
+        self._until: dict[FlowKey, float] = {}  # who was refused last stands last
 
     def next_s(
         self, flow: FlowKey, work_s: float, wait_s: float, spare: float, most_s: float, now: float
     ) -> float:
         """Seconds from now, at least `wait_s` and at most `most_s`."""
-        self._until = {key: until for key, until in self._until.items() if until > now}
-        at = min(max(now + wait_s, self._until.get(flow, 0.0)), now + most_s)
+        at = min(max(now + wait_s, self._until.pop(flow, 0.0)), now + most_s)
         self._until[flow] = at + work_s / spare
+        if len(self._until) > self.KEPT:
+            del self._until[next(iter(self._until))]
         return at - now

@@ -65,7 +65,8 @@ class Outcome:
     ended_s: float = 0.0
 
 
-def held(cluster: Cluster) -> list[str]:
+def kept(cluster: Cluster) -> list[str]:
+    """Pages and tickets that somebody still has."""
     found = []
     for made in cluster.workers.values():
         worker = made.worker
@@ -74,8 +75,16 @@ def held(cluster: Cluster) -> list[str]:
             found.append(f"{made.host} holds {pages} pages, busy {worker.num_busy}")
     if cluster.router.dispatcher.tickets_held:
         found.append(f"the router holds {cluster.router.dispatcher.tickets_held} tickets")
+    return found
+
+
+def held(cluster: Cluster) -> list[str]:
+    """And calls: a fetch whose receiver left ends when its last chunk has drained or is given up,
+    long after its pages."""
     calls = [call for call in cluster.network.calls if call.method != "Watch"]
-    return found + [f"a call that never ended: {call.method} to {call.dst}" for call in calls]
+    return kept(cluster) + [
+        f"a call that never ended: {call.method} to {call.dst}" for call in calls
+    ]
 
 
 def missing(cluster: Cluster) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any
 
-from tests.chaos.checks import Client, Outcome, crashes, held, look, missing
+from tests.chaos.checks import Client, Outcome, crashes, held, kept, look, missing
 from tests.chaos.cluster import TTL_S, Cluster
 from tests.chaos.fabric import Fabric
 from tests.chaos.faults import Striker
@@ -113,7 +113,7 @@ async def _quiet(cluster: Cluster) -> float:
     loop = asyncio.get_running_loop()
     began, back_s = loop.time(), None
     while loop.time() < began + QUIET_WITHIN_S:
-        if back_s is None and not held(cluster):
+        if back_s is None and not kept(cluster):
             back_s = loop.time() - began
         if back_s is not None and not held(cluster) and not missing(cluster):
             break

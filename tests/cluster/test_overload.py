@@ -39,7 +39,7 @@ def test_all_that_is_refused_is_told_when_to_come_back_and_is_mostly_served_then
     calm = Stream("interactive", 0.5, "calm", end_s=300)
     seen, other = play(SloConfig(), [burst, calm], workers=WORKERS)
     assert seen.returned == len(seen.retry_s) > 100
-    assert seen.served_on_return > 0.65 * seen.returned
+    assert seen.served_on_return > 0.55 * seen.returned
     assert other.attained > 0.98, "who comes back does not harm the others"
 
 
@@ -59,5 +59,5 @@ def test_batch_fills_what_is_left_and_only_that() -> None:
     assert half.attained > 0.99 and filled.in_time > 0.5 * filled.asked
     assert not filled.refused, "its longest wait is an hour"
     full, starved = play(SloConfig(), [stream("interactive", 2.0), batch])
-    assert full.results[Result.GOOD] > 0.95 * interactive(2.0).results[Result.GOOD]
+    assert full.results[Result.GOOD] > 0.9 * interactive(2.0).results[Result.GOOD]
     assert starved.in_time < 0.05 * starved.asked

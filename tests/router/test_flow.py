@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from router.flow.book import Outcome
 from router.flow.classes import FlowKey, SloClass, SloConfig
 from router.flow.control import FlowControl, Wish
-from router.flow.queues import FairQueues, Waiting
+from router.flow.queues import FairQueues
+from router.flow.waiting import Waiting
 from workers.core.clock import VirtualClock, run_virtual
 from workers.core.errors import InvalidRequest, KvasirError, Overloaded, Unavailable
 
@@ -269,13 +270,63 @@ def test_everybody_is_served_refused_or_gone_and_nothing_is_left(
     run_virtual(scene())
 
 
-def test_idle_flows_are_forgotten() -> None:
+def waiting(slo_class: str, tenant: str, *, work_s: float = 1.0, **more: Any) -> Waiting:
+    return Waiting(FlowKey(slo_class, tenant), work_s, arrived=0.0, **more)
+
+
+def granted(queues: FairQueues) -> Waiting:
+    turn = queues.next(background=False)
+    assert turn is not None
+    queues.grant(turn)
+    queues.check_integrity()
+    return turn
+
+
+def test_tenants_who_come_once_do_not_keep_out_one_who_comes_again() -> None:
+    """Whatever they are called, and however many they are."""
     queues = FairQueues()
+    queues.add(waiting("chat", "z"))
+    for number in range(50):
+        queues.add(waiting("chat", f"a{number}"))
+    order = []
+    for number in range(50, 450):
+        turn = granted(queues).flow.tenant
+        order.append(turn)
+        queues.add(waiting("chat", f"a{number}"))
+        if turn == "z":
+            queues.add(waiting("chat", "z"))
+    again = [place for place, tenant in enumerate(order) if tenant == "z"]
+    assert len(again) >= 4, f"z had its turn at {again}"
+
+
+def test_a_class_has_its_share_however_many_tenants_another_has() -> None:
+    queues = FairQueues()
+    for _ in range(100):
+        queues.add(waiting("interactive", "one", weight=4.0))
+    for number in range(100):
+        queues.add(waiting("standard", str(number), weight=2.0))
+    first = [granted(queues).flow.slo_class for _ in range(60)]
+    assert 36 <= first.count("interactive") <= 44
+
+
+def test_late_ones_are_seen_behind_higher_priorities_too() -> None:
+    queues = FairQueues()
+    queues.add(waiting("chat", "a", priority=1, start_by=9.0))
+    late = waiting("chat", "a", start_by=1.0)
+    queues.add(late)
+    assert queues.demote(2.0) == [late]
+    queues.check_integrity()
+
+
+def test_tenants_who_have_paid_are_forgotten_also_while_others_wait() -> None:
+    queues = FairQueues()
+    for _ in range(1000):
+        queues.add(waiting("chat", "stays"))
     for number in range(1000):
-        waiting = Waiting(FlowKey("chat", str(number)), 1.0, arrived=float(number))
-        queues.add(waiting)
-        queues.grant(waiting)
-    assert len(queues._flows) <= 2
+        queues.add(waiting("chat", str(number)))
+        granted(queues)
+    tenants = queues._classes["chat"].tenants.values()
+    assert len(tenants) < 100, "those that wait, and a few that have not paid"
 
 
 def test_durations_are_written_with_units_or_in_seconds() -> None:

@@ -21,6 +21,7 @@ from workers.transfer.segment import make_memory, map_memory
 from workers.transfer.threads import CallThread
 
 SLOT = 1 << 15
+CPU = torch.device("cpu")
 
 
 def names(backend: str) -> list[str]:
@@ -39,7 +40,7 @@ def test_which_transports_are_picked(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "0")  # as it was before, afterwards
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    assert names("auto") == ["shm", "nccl", "gloo"]
+    assert names("auto") == ["nccl", "shm", "gloo"]
 
 
 def test_an_address_that_is_no_address_of_this_machine() -> None:
@@ -103,7 +104,7 @@ async def test_a_wrong_secret_and_a_sender_of_elsewhere_fail_at_once() -> None:
 
 
 async def test_more_memory_than_was_offered_is_refused_and_less_is_taken() -> None:
-    made = transport("shm", 0.5)
+    made = transport("shm", 5.0)
     for offered, works in ((SLOT, True), (2 * SLOT, True), (SLOT // 2, False)):
         sender = await made.offer(SENDER, some_pages(), SLOT)
         receiver = await made.offer(RECEIVER, some_pages(), offered)
@@ -120,11 +121,11 @@ def test_memory_that_could_shrink_under_us_is_refused() -> None:
     unsealed = os.memfd_create("t", os.MFD_ALLOW_SEALING)
     os.ftruncate(unsealed, SLOT)
     with pytest.raises(TransferError, match="sealed"):
-        map_memory(unsealed, SLOT)
+        map_memory(unsealed, SLOT, CPU)
     memory = make_memory(SLOT)
     with pytest.raises(OSError):
         os.ftruncate(memory, SLOT // 2)
-    one, other = map_memory(os.dup(memory), SLOT), map_memory(memory, SLOT)
+    one, other = map_memory(os.dup(memory), SLOT, CPU), map_memory(memory, SLOT, CPU)
     one[5] = 9
     assert other[5] == 9 and other.sum() == 9
 

@@ -11,7 +11,9 @@ import torch
 from workers.core.clock import SystemClock
 from workers.core.errors import Unavailable
 
-COPY_S = 30.0  # one copy on a device, and whatever it waits for there
+# One copy on a device, and the steps it waits for there: a worker whose step hangs is given up
+# before, and until then the pages are not free.
+COPY_S = 180.0
 POLL_S = 0.0002
 
 

@@ -30,6 +30,7 @@ ENGINE = {"kv_tokens": 16384, "threads": 1}
 # Many small chunks: so long a transfer can be interrupted.
 SLOW = {"backend": "gloo", "staging_bytes": 1, "inline_bytes": 0}
 SLOW_TOKENS = 1800
+PROMPT_S = 300.0
 OVERHEAD_MS, RECLAIM_S, NOTICE_S, RESTART_S = 5.0, 1.0, 3.0, 5.0
 BEST_OVERLAP = 100 * (CHUNKS - 1) / CHUNKS  # %: the last chunk's blocks cannot go before it is over
 
@@ -74,10 +75,8 @@ class Handoffs:
         prompt of eight steps take when fetched after it, and what is left of that when fetched
         with it."""
         engine = {"kv_tokens": 4 * tokens, "threads": 1, "step_tokens": tokens // CHUNKS}
-        roles = {
-            "p": {"role": "prefill", "engine": engine},
-            "d": {"role": "decode", "engine": engine},
-        }
+        common = {"engine": engine, "ticket_ttl_s": PROMPT_S}  # nobody renews here
+        roles = {"p": common | {"role": "prefill"}, "d": common | {"role": "decode"}}
         async with workers(self._folder, self._model, **roles) as up:
             p, d = up["p"], up["d"]
             await self._hand_over(p, d, tokens, 2)
@@ -177,8 +176,8 @@ class Handoffs:
             request, ticket = await self._prefilled(p, tokens, more)
             return await self._decoded(d, request, ticket, 1)
         request = self._request(tokens, more)
-        stream = p.stub.Prefill(worker.PrefillRequest(sequence=request))
-        ticket = (await stream.read()).opened.ticket
+        stream = aiter(p.stub.Prefill(worker.PrefillRequest(sequence=request)))
+        ticket = (await anext(stream)).opened.ticket
         handed, _ = await asyncio.gather(self._decoded(d, request, ticket, 1), _drain(stream))
         return handed
 

@@ -70,7 +70,7 @@ class Sender:
         assert link is not None, "no link"
         for index in range(int(count)):
             start = index % SLOTS * size
-            if index >= SLOTS + 1:
+            if index >= SLOTS:
                 await under_way.pop(0)
             if self._gathers:
                 if index >= SLOTS:

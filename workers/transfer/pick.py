@@ -16,7 +16,8 @@ from workers.transfer.shm import ShmTransport
 
 def pick_transports(config: TransportConfig, host: str) -> list[Transport]:
     """Best first; a pair takes the first that both ends have and that reaches the peer. `auto`:
-    shared memory, then NCCL where there is CUDA, then Gloo; `inline`: none, blocks go inside gRPC.
+    NCCL where there is CUDA (it uses NVLink; two workers on one GPU it refuses), then shared memory,
+    then Gloo; `inline`: none, blocks go inside gRPC.
     `host`: where this worker listens. Raises ConfigError where what is asked for cannot be had."""
     if config.backend == "inline":
         return []
@@ -27,15 +28,18 @@ def pick_transports(config: TransportConfig, host: str) -> list[Transport]:
         raise ConfigError("transport.backend is nccl, but there is no CUDA device here")
     names: list[str] = [config.backend]
     if config.backend == "auto":
-        names = ["shm"] * linux + ["nccl"] * cuda + ["gloo"]
+        names = ["nccl"] * cuda + ["shm"] * linux + ["gloo"]
     return [_make(name, config, host) for name in names]
 
 
 def _make(name: str, config: TransportConfig, host: str) -> Transport:
     connect_s, chunk_s = config.connect_timeout_s, config.chunk_timeout_s
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     if name == "shm":
-        return ShmTransport(host=host, connect_timeout_s=connect_s, chunk_timeout_s=chunk_s)
+        return ShmTransport(
+            host=host, device=device, connect_timeout_s=connect_s, chunk_timeout_s=chunk_s
+        )
     if name == "nccl":
-        device = torch.device("cuda", torch.cuda.current_device())
         return NcclTransport(device=device, connect_timeout_s=connect_s, chunk_timeout_s=chunk_s)
     return GlooTransport(host=host, connect_timeout_s=connect_s, chunk_timeout_s=chunk_s)

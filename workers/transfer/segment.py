@@ -28,9 +28,9 @@ def make_memory(num_bytes: int) -> int:
     return fd
 
 
-def map_memory(fd: int, num_bytes: int) -> Tensor:
+def map_memory(fd: int, num_bytes: int, device: torch.device) -> Tensor:
     """uint8 [num_bytes] over what make_memory() made, here or elsewhere; closes `fd`. It stays
-    mapped as long as a tensor lies in it. Blocking: the memory is taken now. Raises TransferError
+    mapped as long as a tensor lies in it, and is pinned where `device` is a GPU. Blocking: the memory is taken now. Raises TransferError
     where it has another size, or could get one; OSError."""
     try:
         sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
@@ -40,8 +40,9 @@ def map_memory(fd: int, num_bytes: int) -> Tensor:
     finally:
         os.close(fd)
     staging = torch.frombuffer(memory, dtype=torch.uint8)
-    if torch.cuda.is_available():
-        memory.pin(staging.data_ptr())
+    if device.type == "cuda":
+        with torch.cuda.device(device):  # a thread's own would be the first GPU
+            memory.pin(staging.data_ptr())
     return staging
 
 

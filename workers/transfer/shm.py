@@ -24,6 +24,7 @@ import socket
 import struct
 from collections.abc import Awaitable
 
+import torch
 from torch import Tensor
 
 from workers.core.errors import TransferError
@@ -42,12 +43,15 @@ LONGEST = 64  # bytes of a message
 
 
 class ShmTransport:
-    """`host`: the address that this worker listens at."""
+    """`host`: the address that this worker listens at; `device`: where its pages are."""
 
     name = "shm"
 
-    def __init__(self, *, host: str, connect_timeout_s: float, chunk_timeout_s: float) -> None:
+    def __init__(
+        self, *, host: str, device: torch.device, connect_timeout_s: float, chunk_timeout_s: float
+    ) -> None:
         self._host = host
+        self._device = device
         self._connect_timeout_s = connect_timeout_s
         self._chunk_timeout_s = chunk_timeout_s
 
@@ -70,15 +74,26 @@ class ShmTransport:
 
     async def offer(self, side: int, pages: PageStore, num_bytes: int) -> HalfLink:
         if side != SENDER:
-            return _ReceiverHalf(num_bytes, self._connect_timeout_s, self._chunk_timeout_s)
+            return _ReceiverHalf(
+                num_bytes, self._device, self._connect_timeout_s, self._chunk_timeout_s
+            )
         try:
-            return _SenderHalf(num_bytes, self._connect_timeout_s, self._chunk_timeout_s)
+            return _SenderHalf(
+                num_bytes, self._device, self._connect_timeout_s, self._chunk_timeout_s
+            )
         except OSError as error:
             raise TransferError(f"shm: {error}") from error
 
 
 class _SenderHalf:
-    def __init__(self, num_bytes: int, connect_timeout_s: float, chunk_timeout_s: float) -> None:
+    def __init__(
+        self,
+        num_bytes: int,
+        device: torch.device,
+        connect_timeout_s: float,
+        chunk_timeout_s: float,
+    ) -> None:
+        self._device = device
         name, self._secret = b"\0kvasir-" + secrets.token_hex(8).encode(), _secret()
         self.blob = self._secret + name
         self._num_bytes = num_bytes
@@ -96,7 +111,8 @@ class _SenderHalf:
     async def join(self, peer_blob: bytes) -> Link:
         try:
             async with asyncio.timeout(self._connect_timeout_s):
-                staging = await on_thread(map_memory, os.dup(self._memory), self._num_bytes)
+                memory = os.dup(self._memory)
+                staging = await on_thread(map_memory, memory, self._num_bytes, self._device)
                 peer = await self._accept()
         except (OSError, TimeoutError) as error:
             raise TransferError(f"shm: nobody came for the memory: {error}") from error
@@ -131,7 +147,14 @@ class _SenderHalf:
 
 
 class _ReceiverHalf:
-    def __init__(self, num_bytes: int, connect_timeout_s: float, chunk_timeout_s: float) -> None:
+    def __init__(
+        self,
+        num_bytes: int,
+        device: torch.device,
+        connect_timeout_s: float,
+        chunk_timeout_s: float,
+    ) -> None:
+        self._device = device
         self.blob = b"shm"  # a receiver has nothing to say before it connects
         self._num_bytes = num_bytes
         self._connect_timeout_s = connect_timeout_s
@@ -161,7 +184,7 @@ class _ReceiverHalf:
             for fd in fds:
                 os.close(fd)
             raise TransferError(f"shm: the sender handed over {num_bytes} bytes")
-        return await on_thread(map_memory, fds[0], num_bytes)
+        return await on_thread(map_memory, fds[0], num_bytes, self._device)
 
     def drop(self) -> None:
         """Nothing is held before join()."""

@@ -51,7 +51,7 @@ def bits(pages: KVCache, blocks: list[int]) -> Tensor:
 
 
 def shared_staging(num_bytes: int) -> Tensor:
-    return map_memory(make_memory(num_bytes), num_bytes)
+    return map_memory(make_memory(num_bytes), num_bytes, torch.device("cuda", 0))
 
 
 def device_staging(num_bytes: int) -> Tensor:
