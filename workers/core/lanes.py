@@ -1,4 +1,4 @@
-"""Which rank of a sender gives which KV heads to which rank of a receiver, whatever their numbers."""
+"""Which rank of a sender gives which KV heads to which rank of a receiver, however many."""
 
 from __future__ import annotations
 

@@ -15,8 +15,9 @@ T = TypeVar("T")
 
 
 class Source(Protocol):
-    """The blocks of one ticket, in order, as their KV becomes complete. `live`: its sequence decodes
-    on until it is asked for what it does not have yet; so it is asked when all before has arrived."""
+    """The blocks of one ticket, in order, as their KV becomes complete. `live`: its sequence
+    decodes on until it is asked for more than it has; so it is asked when all before has arrived.
+    """
 
     live: bool
 

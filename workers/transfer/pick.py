@@ -16,9 +16,9 @@ from workers.transfer.shm import ShmTransport
 
 def pick_transports(config: TransportConfig, host: str) -> list[Transport]:
     """Best first; a pair takes the first that both ends have and that reaches the peer. `auto`:
-    NCCL where there is CUDA (it uses NVLink; two workers on one GPU it refuses), then shared memory,
-    then Gloo; `inline`: none, blocks go inside gRPC.
-    `host`: where this worker listens. Raises ConfigError where what is asked for cannot be had."""
+    NCCL where there is CUDA (it uses NVLink, and refuses two workers on one GPU), then shared
+    memory, then Gloo; `inline`: none, blocks go inside gRPC. `host`: where this worker listens.
+    Raises ConfigError where what is asked for cannot be had."""
     if config.backend == "inline":
         return []
     linux, cuda = hasattr(os, "memfd_create"), torch.cuda.is_available()

@@ -30,8 +30,9 @@ def make_memory(num_bytes: int) -> int:
 
 def map_memory(fd: int, num_bytes: int, device: torch.device) -> Tensor:
     """uint8 [num_bytes] over what make_memory() made, here or elsewhere; closes `fd`. It stays
-    mapped as long as a tensor lies in it, and is pinned where `device` is a GPU. Blocking: the memory is taken now. Raises TransferError
-    where it has another size, or could get one; OSError."""
+    mapped as long as a tensor lies in it, and is pinned where `device` is a GPU. Blocking: the
+    memory is taken now. Raises TransferError where it has another size, or could get one; OSError.
+    """
     try:
         sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
         if os.fstat(fd).st_size != num_bytes or not sealed:
