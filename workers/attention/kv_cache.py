@@ -128,8 +128,8 @@ class KVCache:
             if self.device.type != "cpu":
                 rows.index_copy_(0, self._index(blocks), came)
                 return
-            for block, row in zip(blocks, came.unbind(), strict=True):
-                rows[block].copy_(row)  # on a CPU index_copy_ moves word by word
+            # On a CPU index_copy_ moves word by word; this one call copies tensor by tensor.
+            torch._foreach_copy_([rows[block] for block in blocks], came.unbind())
 
     def to_bytes(self, staging: Tensor, num_bytes: int) -> bytes:
         return staging[:num_bytes].cpu().numpy().tobytes()

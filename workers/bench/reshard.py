@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from workers.bench.engine import Row
 from workers.bench.limits import best_seconds
-from workers.bench.pages import SHAPE, bench_pages, some_blocks
+from workers.bench.pages import Pools, some_blocks
 from workers.core.clock import SystemClock
 
 BYTES = 16 << 20  # of whole blocks
@@ -15,9 +15,9 @@ BYTES = 16 << 20  # of whole blocks
 
 def resharding() -> Iterator[Row]:
     """GB/s of one thread, for half of the heads."""
-    pages, clock = bench_pages(), SystemClock()
-    staging, blocks = pages.new_staging(BYTES), some_blocks(BYTES)
-    half = slice(0, SHAPE.kv_heads // 2)
+    pages, clock = Pools().of(BYTES), SystemClock()
+    staging, blocks = pages.new_staging(BYTES), some_blocks(pages, BYTES)
+    half = slice(0, pages.shape.kv_heads // 2)
     for name, copy in (
         ("gather", lambda heads: pages.gather(next(blocks), staging, heads)),
         ("scatter", lambda heads: pages.scatter(staging, next(blocks), heads)),

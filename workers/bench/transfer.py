@@ -17,7 +17,7 @@ import torch
 from workers.allocator import keep_freed_memory
 from workers.bench.engine import Row
 from workers.bench.handoff import Handoffs
-from workers.bench.pages import bench_pages, some_blocks
+from workers.bench.pages import Pools, some_blocks
 from workers.bench.reshard import resharding
 from workers.bench.transfer_peer import HOST, SLOTS
 from workers.config import TransportConfig
@@ -75,14 +75,14 @@ class Wire:
     def __init__(self, sender: Peer) -> None:
         self._sender = sender
         self._clock: Clock = SystemClock()
-        self._pages = bench_pages()
+        self._pools = Pools()
         self._links: dict[str, Link] = {}
         self._seq = 0
 
     async def link(self, name: str, num_bytes: int) -> Link:
         """A new one of two slots of `num_bytes`."""
         (transport,) = pick_transports(TransportConfig.model_validate({"backend": name}), HOST)
-        half = await transport.offer(RECEIVER, self._pages, SLOTS * num_bytes)
+        half = await transport.offer(RECEIVER, self._pools.of(0), SLOTS * num_bytes)
         self._sender.tell(f"link {name} {SLOTS * num_bytes}")
         blob = bytes.fromhex(await self._sender.says())
         self._sender.tell(half.blob.hex())
@@ -93,7 +93,8 @@ class Wire:
 
     async def receive(self, link: Link, size: int, count: int, scatter: bool) -> float:
         """`count` messages, posted as slots get free."""
-        blocks = some_blocks(size)
+        pages = self._pools.of(size)
+        blocks = some_blocks(pages, size)
         first, self._seq = self._seq + 1, self._seq + count
 
         def post(index: int) -> Awaitable[None]:
@@ -106,7 +107,7 @@ class Wire:
             await arriving.pop(0)
             if scatter:
                 start = index % SLOTS * size
-                self._pages.scatter(link.staging[start : start + size], next(blocks))
+                pages.scatter(link.staging[start : start + size], next(blocks))
             if index + SLOTS < count:
                 arriving.append(post(index + SLOTS))
                 if scatter:
@@ -136,27 +137,26 @@ class Wire:
     async def inline(self, size: int, count: int) -> float:
         """Through a worker's own server and client, from staging to staging."""
         self._sender.tell(f"inline {size} {count}")
-        peers = GrpcPeers(self._clock)
+        peers, pages = GrpcPeers(self._clock), self._pools.of(size)
         address = f"{HOST}:{await self._sender.says()}"
         left, began = size * count, 0.0
         async for response in peers.at(address).fetch(_asking()):
             # From the first on: opening a stream is not what is measured here.
             began = began or self._clock.now()
-            left -= len(self._pages.from_bytes(response.inline.data))
+            left -= len(pages.from_bytes(response.inline.data))
         seconds = self._clock.now() - began
         assert left == 0, f"{left} bytes did not come"
         await peers.close()
         return size * count / seconds
 
     async def memcpy(self, size: int, count: int) -> float:
-        """One thread's, out of memory that is in no cache."""
-        pool = self._pages.pages.view(-1).view(torch.uint8)
-        target = torch.empty(size, dtype=torch.uint8)
-        windows = pool.numel() // size
+        """One thread's, from pages to pages, which are in no cache."""
+        source, target = self._pools.of(size).pages.view(-1).view(torch.uint8).chunk(2)
+        windows = source.numel() // size
         began = self._clock.now()
         for index in range(count):
-            start = index % windows * size
-            target.copy_(pool[start : start + size])
+            here = slice(index % windows * size, (index % windows + 1) * size)
+            target[here].copy_(source[here])
         return count * size / (self._clock.now() - began)
 
 

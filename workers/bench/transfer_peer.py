@@ -19,7 +19,7 @@ from typing import Any
 
 from workers.allocator import keep_freed_memory
 from workers.attention.kv_cache import KVCache
-from workers.bench.pages import bench_pages, some_blocks
+from workers.bench.pages import Pools, some_blocks
 from workers.config import TransportConfig
 from workers.server import start_server
 from workers.transfer.link import SENDER, Link
@@ -34,7 +34,7 @@ SLOTS = 2
 class Sender:
     def __init__(self, orders: asyncio.StreamReader) -> None:
         self._orders = orders
-        self._pages = bench_pages()
+        self._pools = Pools()
         self._link: Link | None = None
         self._seq = 0
 
@@ -57,14 +57,15 @@ class Sender:
         if self._link is not None:
             self._link.close()
         (transport,) = pick_transports(TransportConfig.model_validate({"backend": name}), HOST)
-        half = await transport.offer(SENDER, self._pages, int(num_bytes))
+        half = await transport.offer(SENDER, self._pools.of(0), int(num_bytes))
         _say(half.blob.hex())
         self._link = await half.join(bytes.fromhex(await self._line()))
         self._gathers, self._seq = name == "shm", 0
         _say("joined")
 
     async def _send(self, slot_bytes: str, count: str) -> None:
-        size, blocks = int(slot_bytes), some_blocks(int(slot_bytes))
+        size, pages = int(slot_bytes), self._pools.of(int(slot_bytes))
+        blocks = some_blocks(pages, size)
         under_way: list[asyncio.Future[None]] = []
         link = self._link
         assert link is not None, "no link"
@@ -75,7 +76,7 @@ class Sender:
             if self._gathers:
                 if index >= SLOTS:
                     await self._line()
-                self._pages.gather(next(blocks), link.staging[start : start + size])
+                pages.gather(next(blocks), link.staging[start : start + size])
             self._seq += 1
             under_way.append(asyncio.ensure_future(link.send(start, size, self._seq)))
         await asyncio.gather(*under_way)
@@ -85,7 +86,7 @@ class Sender:
         await asyncio.to_thread(_stream, int(port), int(num_bytes), int(count))
 
     async def _inline(self, num_bytes: str, count: str) -> None:
-        desk = _Desk(self._pages, int(num_bytes), int(count))
+        desk = _Desk(self._pools.of(0), int(num_bytes), int(count))
         server, port = await start_server(SimpleNamespace(desk=desk), HOST, 0)  # type: ignore[arg-type]
         _say(str(port))
         await desk.fetched.wait()

@@ -22,7 +22,7 @@ from workers.transfer.port import scatter_checked
 from workers.transfer.receiver_pairs import Peer
 from workers.wire import worker_pb2 as worker
 
-SILENCE_S = 3.0  # the sender beats every second
+SILENCE_S = 2.5  # the sender beats every second
 LEAVE_S = 30.0  # for the sender to end the stream of one who leaves
 
 
@@ -126,7 +126,7 @@ class Exchange:
             async with asyncio.timeout(SILENCE_S):
                 return await anext(stream, None)
         except TimeoutError:
-            raise TransferError(f"the sender was silent for {SILENCE_S:.0f} s") from None
+            raise TransferError(f"the sender was silent for {SILENCE_S} s") from None
 
     async def _take(self, response: worker.FetchResponse, tasks: asyncio.TaskGroup) -> None:
         match response.WhichOneof("message"):
@@ -202,11 +202,12 @@ class Exchange:
     async def _take_inline(self, inline: worker.InlineBlocks) -> None:
         first, count = inline.first_block, inline.num_blocks
         size = count * self._pages.block_bytes
-        if len(inline.data) != size or len(inline.crc32) not in (0, count):
-            raise TransferError(f"{len(inline.data)} inline bytes for {count} blocks")
+        data = inline.data  # each reading of the field copies it
+        if len(data) != size or len(inline.crc32) not in (0, count):
+            raise TransferError(f"{len(data)} inline bytes for {count} blocks")
         self._arrivals.came_inline(first, count)
         pages = self._landing.pages(first, count)
-        staging = self._pages.from_bytes(inline.data)
+        staging = self._pages.from_bytes(data)
         with self._section():
             copied = self._offload(scatter_checked, self._pages, staging, pages, list(inline.crc32))
             bad = await to_the_end(copied)
