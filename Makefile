@@ -66,9 +66,9 @@ serve: install ## start the whole cluster on this machine with the example confi
 chat: install ## talk to a running cluster
 	@exec $(BIN)/kvasir chat
 
-# Tests in virtual time keep one core busy and nothing else, so two may run at once; what starts
-# processes and has deadlines runs alone.
-SIDE_BY_SIDE := tests/arch tests/core tests/sim tests/chaos
+# These keep one core busy and nothing else, so two may run at once; what starts workers and has
+# deadlines runs alone.
+SIDE_BY_SIDE := tests/arch tests/core tests/sim tests/chaos tests/router tests/demo tests/workers/test_triton.py
 define run_tests
 	@failed=0; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(1) -q -n 2 --dist worksteal $(SIDE_BY_SIDE) || failed=1; \
