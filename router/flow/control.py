@@ -28,9 +28,8 @@ RETRY_AT_MOST_S = 3600.0
 IN_USE_S = 60.0  # since its last request a class counts as served
 BACKGROUND_PART = 0.75  # of the requests that may be in flight: no more of them are background
 STOPPING = "the router is stopping"
-MARGIN = (
-    0.1  # of a TTFT target: who is served at the last moment is late by any error of a prediction
-)
+# Of a TTFT target: who is served at the last moment is late by any error of a prediction.
+MARGIN = 0.1
 
 
 class Room(Protocol):
