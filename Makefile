@@ -99,7 +99,7 @@ format: install ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-PROTOS := common inference worker admin
+PROTOS := common inference worker admin router
 
 .PHONY: proto
 proto: install ## regenerate the gRPC stubs in workers/wire

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator
 from types import TracebackType
 
 import grpc
@@ -12,6 +14,10 @@ from workers.wire import admin_pb2_grpc, worker_pb2
 
 DEADLINE_S = 5.0
 FSCK_DEADLINE_S = 300.0  # it reads every table whole
+# A proxy is for the world outside; the router is ours.
+OPTIONS = [("grpc.enable_http_proxy", 0)]
+RECORD_OPTIONS = [*OPTIONS, ("grpc.max_receive_message_length", -1)]
+RECORD_SILENCE_S = 15.0  # a router that has nothing to say says so every 5 s
 
 
 class AdminClient:
@@ -19,8 +25,7 @@ class AdminClient:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        # A proxy is for the world outside; the router is ours.
-        self._channel = grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)])
+        self._channel = grpc.insecure_channel(address, OPTIONS)
         self._stub = admin_pb2_grpc.AdminStub(self._channel)
 
     def __enter__(self) -> AdminClient:
@@ -77,7 +82,31 @@ class AdminClient:
             raise self._unavailable(error) from None
 
     def _unavailable(self, error: grpc.RpcError) -> Unavailable:
-        return Unavailable(
-            f"the router at {self.address} did not answer ({error.code().name}: "
-            f"{error.details()}); is `kvasir serve` running?"
-        )
+        return _unavailable(self.address, error)
+
+
+def _unavailable(address: str, error: grpc.RpcError) -> Unavailable:
+    return Unavailable(
+        f"the router at {address} did not answer ({error.code().name}: {error.details()}); "
+        "is `kvasir serve` running?"
+    )
+
+
+async def follow_record(
+    address: str, salt: bytes, steps: bool
+) -> AsyncGenerator[admin.RecordedBatch]:
+    """What a router records, until it goes away: then Unavailable is raised."""
+    asked = admin.RecordRequest(salt=salt, steps=steps)
+    async with grpc.aio.insecure_channel(address, RECORD_OPTIONS) as channel:
+        try:
+            stream = admin_pb2_grpc.AdminStub(channel).Record(asked)
+            while True:
+                async with asyncio.timeout(RECORD_SILENCE_S):
+                    batch = await stream.read()
+                if batch is grpc.aio.EOF:
+                    raise Unavailable(f"the router at {address} has ended the recording")
+                yield batch
+        except grpc.aio.AioRpcError as error:
+            raise _unavailable(address, error) from None
+        except TimeoutError:
+            raise Unavailable(f"the router at {address} is silent") from None

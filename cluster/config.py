@@ -23,6 +23,7 @@ from pydantic import (
 from cluster.config_file import ConfigFile, explain
 from router.config import Address, Limits, RouterConfig
 from router.flow.classes import SloConfig
+from router.placement.placement import Disaggregation
 from router.placement.policies.names import PolicyName
 from workers.config import EngineConfig, TicketTtl, TransportConfig, WorkerConfig
 from workers.core.errors import ConfigError
@@ -68,6 +69,7 @@ def _known_hardware(name: str) -> str:
 
 
 Listen = Annotated[Address, BeforeValidator(_parse_address)]
+HardwareName = Annotated[str, AfterValidator(_known_hardware)]
 
 
 class _Section(BaseModel):
@@ -76,13 +78,14 @@ class _Section(BaseModel):
 
 class PoolConfig(_Section):
     """Replicas of one role. Their ids are `<name>-0`, `<name>-1`, ... Sizes that are not given are
-    those of `engine`."""
+    those of `engine`, and hardware is the cluster's."""
 
     name: str = Field(pattern=NAME)
     role: RoleName
     replicas: NonNegativeInt = 1
     tensor_parallel: PositiveInt | None = None
     expert_parallel: PositiveInt | None = None
+    hardware: HardwareName | None = None
 
 
 class RouterSection(_Section):
@@ -90,8 +93,8 @@ class RouterSection(_Section):
     http: Listen = Address(port=8000)
     admin: Listen = Address(port=8001)
     metrics_on_http: bool = True
-    hardware: Annotated[str, AfterValidator(_known_hardware)] = "cpu"
     policy: PolicyName = "kvasir"
+    disaggregation: Disaggregation = "auto"
     limits: Limits = Limits()
 
 
@@ -108,6 +111,7 @@ class ClusterConfig(_Section):
     model: str = Field(min_length=1)
     served_name: str | None = Field(default=None, min_length=1)
     engine: EngineConfig = EngineConfig()
+    hardware: HardwareName = "cpu"
     pools: tuple[PoolConfig, ...] = (
         PoolConfig(name="prefill", role="prefill"),
         PoolConfig(name="decode", role="decode"),
@@ -171,6 +175,7 @@ class ClusterConfig(_Section):
                 role=pool.role,
                 model=str(model_dir),
                 cluster=self.name,
+                hardware=pool.hardware or self.hardware,
                 port=port,
                 redis_url=redis_url,
                 engine=self._engine_of(pool, threads),
@@ -200,8 +205,8 @@ class ClusterConfig(_Section):
             http=self.router.http,
             admin=self.router.admin,
             redis_url=redis_url,
-            hardware=self.router.hardware,
             policy=self.router.policy,
+            disaggregation=self.router.disaggregation,
             metrics_on_http=self.router.metrics_on_http,
             limits=self.router.limits,
             slo=self.slo,

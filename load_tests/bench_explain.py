@@ -18,20 +18,20 @@ from cluster.simulator.route import quantile
 from router.api import Call
 from router.explain.answer import explanation
 from router.explain.trails import KEPT, Trails
-from router.latency import RooflineModel
+from router.latency import FittedLatency, HardwareClass
 from router.placement.binding import Overlap
 from router.placement.decision import Decision, Need, Phase
 from router.placement.placement import Placement
 from router.replica import Replica, ReplicaState
 from router.worker_client import WorkerClient
 from workers.core.clock import SystemClock
-from workers.core.hardware import ModelShape, hardware
 from workers.core.request import Request, SamplingParams
 from workers.core.roles import RoleName
+from workers.models.config import read_shape
 from workers.wire import worker_pb2 as worker
 from workers.wire.redis_keys import ReplicaRecord
 
-LLAMA_8B = ModelShape(32, 4096, 32, 8, 128, 14336, 128256)
+LLAMA_8B = read_shape("llama-8b")
 PROMPT = tuple(range(4000))
 OVERLAP = Overlap(0.01, 0.001, 0.0, 4000, 100_000, 200_000)
 ADMITTED = worker.Admitted(fetched_bytes=1 << 20, transfer_s=0.01, exposed_s=0.01, transport="shm")
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=64, help="half of them prefill")
     options = parser.parse_args()
     clock = SystemClock()
-    placement = Placement(RooflineModel(LLAMA_8B, hardware("h100")), random.Random(1))
+    placement = Placement(FittedLatency(LLAMA_8B, HardwareClass("h100")), random.Random(1))
     half = options.replicas // 2
     replicas = [replica(n, "prefill") for n in range(half)]
     replicas += [replica(n, "decode") for n in range(half)]

@@ -109,8 +109,7 @@ class Worker:
         self.pool.acquire(cached)
         new = prompt[len(cached) : self.pool.num_blocks]
         blocks = self.pool.allocate(len(new))
-        for block, block_id in zip(blocks, new, strict=True):
-            self.pool.commit(block, block_id)
+        self.pool.commit(blocks, new)
         self.pool.release([*cached, *blocks])
         return self.pool.events.take()
 

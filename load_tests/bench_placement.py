@@ -9,24 +9,25 @@ from __future__ import annotations
 
 import argparse
 import random
+from collections import deque
 from itertools import pairwise
 from time import thread_time
 from typing import cast
 
 from cluster.simulator.route import quantile
 from router.index.expecting import ExpectingIndex
-from router.latency import RooflineModel
+from router.latency import FittedLatency, HardwareClass
 from router.placement.decision import Need
 from router.placement.placement import Placement
 from router.replica import Assignment, Replica, ReplicaState
 from router.worker_client import WorkerClient
 from workers.core.clock import SystemClock
 from workers.core.events import EventKind, KVEvent
-from workers.core.hardware import ModelShape, hardware
 from workers.core.hashing import block_ids
+from workers.models.config import read_shape
 from workers.wire.redis_keys import ReplicaRecord
 
-LLAMA_8B = ModelShape(32, 4096, 32, 8, 128, 14336, 128256)
+LLAMA_8B = read_shape("llama-8b")
 BLOCK = 16
 WARM_UP = 50
 QUEUED = 8  # prompts that each replica has at once
@@ -59,8 +60,9 @@ def main() -> None:
     options = parser.parse_args()
     rng, clock = random.Random(1), SystemClock()
     index = ExpectingIndex(clock)
-    placement = Placement(RooflineModel(LLAMA_8B, hardware("h100")), rng)
+    placement = Placement(FittedLatency(LLAMA_8B, HardwareClass("h100")), rng)
     replicas = [replica(number) for number in range(options.replicas)]
+    waiting: dict[str, deque[Assignment]] = {}
     took_us: dict[str, list[float]] = {"hash": [], "match": [], "place": [], "all": []}
     for _ in range(WARM_UP + options.decisions):
         tokens = prompt(rng, options.replicas, options.tokens)
@@ -74,9 +76,11 @@ def main() -> None:
         assert decision is not None
         chosen = decision.replica
         index.apply(chosen.id, [KVEvent(EventKind.STORED, tuple(ids))])
-        chosen.assignments.add(Assignment(len(tokens) - decision.cached_tokens, len(tokens)))
-        if len(chosen.assignments) > QUEUED:
-            chosen.assignments.pop()
+        queued = waiting.setdefault(chosen.id, deque())
+        uncached = len(tokens) - decision.cached_tokens
+        queued.append(chosen.assignments.add(uncached, len(tokens)))
+        if len(queued) > QUEUED:
+            chosen.assignments.remove(queued.popleft())
         parts = [(b - a) * 1e6 for a, b in pairwise(stamps)]
         for name, value in zip(took_us, [*parts, sum(parts)], strict=True):
             took_us[name].append(value)

@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -18,36 +19,40 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from router.api import ModelCard
-from router.config import Address, RouterConfig, read_model_config
+from router.config import Address, RouterConfig
 from router.dispatch import Dispatcher
 from router.explain.http import explain_routes
+from router.explain.predictions import request_errors
 from router.explain.trails import Trails
 from router.flow.control import FlowControl
 from router.flow.room import PoolRoom
 from router.flow.tuning import EngineTuner
 from router.gateway.app import create_app
 from router.generation import RouterGenerator
-from router.index.expecting import ExpectingIndex
 from router.index.fsck import Fsck
 from router.index.measures import IndexMeasures
-from router.index.prefix import PrefixMirror
 from router.index.redis_log import RedisLog
 from router.index.redis_reader import RedisReader
-from router.latency import LatencyModel, MeasuredStep, RooflineModel
+from router.latency import FittedLatency, HardwareClass, LatencyModel, MeasuredTransfer
+from router.latency.measures import LatencyMeasures
 from router.metrics import CONTENT_TYPE, RouterMetrics
 from router.placement.placement import Placement
 from router.placement.policies.names import make_policy
 from router.pool import Pool, PoolListener
 from router.rebalance import rebalance
+from router.recording import Recording
 from router.registry_reader import RegistryReader
 from router.replica import Replica
 from router.service import AdminService, GrpcServer, InferenceService, port_taken
-from router.transfer_times import MeasuredTransfer
+from router.sharing.blocks import ToldIndex
+from router.sharing.channel import Channel
+from router.sharing.sharing import Sharing
+from router.token_measures import TokenMeasures
 from workers.core.clock import Clock, SystemClock, unix_time
-from workers.core.errors import ConfigError
-from workers.core.hardware import ModelShape, hardware
+from workers.models.config import load_config as load_model_config
 from workers.text import Tokenizer
 from workers.wire import worker_pb2 as worker
+from workers.wire.codec import step_from_wire
 from workers.wire.redis_client import connect_redis
 
 BACKLOG = 2048
@@ -70,12 +75,15 @@ class _LatencyFeed:
         self._latency = latency
 
     def reported(self, replica: Replica, load: worker.LoadReport) -> None:
-        steps = [
-            MeasuredStep(s.prefill_tokens, s.decode_seqs, s.context_tokens, s.seconds)
-            for s in load.steps
+        record = replica.record
+        where = HardwareClass(
+            record.hardware, record.tensor_ranks, replica.kv_abi, record.expert_ranks
+        )
+        self._latency.placed(replica.id, where, load.step_tokens)
+        self._latency.observe(replica.id, [step_from_wire(step) for step in load.steps])
+        transfers = [
+            MeasuredTransfer(t.sender, t.num_bytes, t.seconds, t.transport) for t in load.transfers
         ]
-        self._latency.observe(replica.id, steps)
-        transfers = [MeasuredTransfer(t.sender, t.num_bytes, t.seconds) for t in load.transfers]
         self._latency.observe_transfers(replica.id, transfers)
 
     def lost(self, replica: Replica) -> None:
@@ -92,15 +100,12 @@ async def serve(
 
     Raises ConfigError or CheckpointError when it cannot start.
     """
-    model = read_model_config(config.model)
-    context_length = model.get("max_position_embeddings")
-    if not isinstance(context_length, int):
-        raise ConfigError(f"{config.model}: config.json has no max_position_embeddings")
-    shape = ModelShape.from_config(model)
+    model = load_model_config(Path(config.model))
     tokenizer = await asyncio.to_thread(Tokenizer.load, config.model)
-    latency = RooflineModel(shape, hardware(config.hardware))
+    latency = FittedLatency(model)
     metrics, clock = RouterMetrics(), SystemClock()
-    index = ExpectingIndex(clock, config.limits.index_blocks)
+    metrics.registry.register(TokenMeasures(tokenizer))
+    index = ToldIndex(clock, config.limits.index_blocks)
 
     grace_s = config.limits.shutdown_s
 
@@ -109,31 +114,41 @@ async def serve(
         http_socket = parts.enter_context(_listen("http", config.http))
         admin_socket = parts.enter_context(_listen("admin", config.admin))
         grpc = GrpcServer(config.grpc, config.limits.max_body_bytes)
-        listeners: list[PoolListener] = [metrics, _LatencyFeed(latency)]
-        pool, fsck = await parts.enter_async_context(_connected(config, index, clock, listeners))
+        recording = Recording(clock)
+        listeners: list[PoolListener] = [metrics, _LatencyFeed(latency), recording]
+        pool, fsck, sharing = await parts.enter_async_context(
+            _connected(config, index, clock, listeners)
+        )
         metrics.registry.register(
             IndexMeasures(index, lambda: fsck.repairs if fsck is not None else None)
         )
         rng = random.Random()
-        placement = Placement(latency, rng, make_policy(config.policy, rng, clock))
+        placement = Placement(
+            latency,
+            rng,
+            make_policy(config.policy, rng, clock),
+            disaggregation=config.disaggregation,
+            clock=clock,
+        )
         dispatcher = await parts.enter_async_context(
             Dispatcher(pool, placement, index, latency, config.limits, clock, metrics)
         )
         await parts.enter_async_context(_running(_cut_off(stop, grace_s, dispatcher)))
         if config.limits.rebalance:
             await parts.enter_async_context(_running(rebalance(pool, dispatcher)))
-        flow = FlowControl(
-            config.slo, PoolRoom(pool, latency), clock, max_in_flight=config.limits.max_requests
-        )
+        room = PoolRoom(pool, latency, placement)
+        flow = FlowControl(config.slo, room, clock, max_in_flight=config.limits.max_requests)
         metrics.registry.register(flow.book)
         await parts.enter_async_context(_running(flow.run()))
         tuner = EngineTuner(pool, latency, flow.itl_target_s)
         await parts.enter_async_context(_running(tuner.run()))
-        card = ModelCard(config.served_name, context_length, int(unix_time()))
+        card = ModelCard(config.served_name, model.context_length, int(unix_time()))
         generator = RouterGenerator(
-            card, shape.vocab_size, tokenizer, pool, flow, dispatcher, metrics, clock,
-            random.Random(),
+            card, model.vocab_size, tokenizer, pool, flow, dispatcher, metrics, clock,
+            random.Random(), recording,
         )  # fmt: skip
+        trails = generator.trails
+        metrics.registry.register(LatencyMeasures(latency.errors, lambda: request_errors(trails)))
         gateway = create_app(
             generator,
             ready=lambda: _ready(pool),
@@ -142,7 +157,10 @@ async def serve(
             max_body_bytes=config.limits.max_body_bytes,
             refused=metrics.refused,
         )
-        admin = AdminService(config.served_name, pool, index, flow, metrics, fsck, generator.trails)
+        admin = AdminService(
+            config.served_name, pool, index, flow, metrics, fsck, generator.trails,
+            latency.errors, recording, sharing,
+        )  # fmt: skip
         await grpc.start(InferenceService(generator, metrics.refused), admin)
         http = await parts.enter_async_context(_http(gateway, http_socket, grace_s))
         admin_app = _admin_app(metrics, generator.trails)
@@ -171,8 +189,8 @@ def _ready(pool: Pool) -> bool:
 
 @asynccontextmanager
 async def _connected(
-    config: RouterConfig, index: PrefixMirror, clock: Clock, listeners: list[PoolListener]
-) -> AsyncIterator[tuple[Pool, Fsck | None]]:
+    config: RouterConfig, index: ToldIndex, clock: Clock, listeners: list[PoolListener]
+) -> AsyncIterator[tuple[Pool, Fsck | None, Sharing | None]]:
     """A pool that follows the registry; without Redis, one of the replicas that config names, whose
     index knows only what was sent to them."""
     silence_s = config.limits.worker_silence_s
@@ -180,17 +198,22 @@ async def _connected(
         async with Pool(silence_s, listeners) as pool:
             pool.sync(config.replicas)
             pool.redis_lost()
-            yield pool, None
+            yield pool, None, None
         return
     async with connect_redis(config.redis_url) as client:
         reader = RegistryReader(client, config.redis_url, config.cluster)
         records = await reader.read_first()
         tables = RedisReader(client, config.cluster)
         events = RedisLog(tables, index, clock)
-        async with Pool(silence_s, [*listeners, events]) as pool:
+        sharing = Sharing(Channel(client, config.cluster), clock, index)
+        async with Pool(silence_s, [*listeners, events, sharing]) as pool:
             pool.sync(records)
-            async with _running(events.run()), _running(reader.run(pool.sync, pool.redis_lost)):
-                yield pool, Fsck(pool, index, events, tables, clock)
+            async with (
+                _running(events.run()),
+                _running(reader.run(pool.sync, pool.redis_lost)),
+                _running(sharing.run()),
+            ):
+                yield pool, Fsck(pool, index, events, tables, clock), sharing
 
 
 @asynccontextmanager

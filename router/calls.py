@@ -35,12 +35,20 @@ def client_left(kind: Kind) -> bool:
 class Call(Generic[E]):
     """One Prefill or Decode call, open from the start; close() it, or use it as a block.
 
-    `load`: what it is to its replica. `over`: the worker has said its last word, nothing needs to
-    be cancelled. `finished`: that word was the request's finish.
+    `load`: what it is to its replica; `decodes`: it stays there once its prompt is computed.
+    `over`: the worker has said its last word, nothing needs to be cancelled. `finished`: that word
+    was the request's finish.
     """
 
     def __init__(
-        self, calls: Calls, flight: Flight, replica: Replica, stream: WorkerStream[E], pending: int
+        self,
+        calls: Calls,
+        flight: Flight,
+        replica: Replica,
+        stream: WorkerStream[E],
+        pending: int,
+        *,
+        decodes: bool,
     ) -> None:
         self.replica = replica
         self.stream: WorkerStream[E] = stream
@@ -51,7 +59,8 @@ class Call(Generic[E]):
         self._attempt = flight.attempt
         self._incarnation = replica.incarnation
         self._held = ExitStack()
-        self.load = self._held.enter_context(replica.assigned(pending, len(flight.tokens)))
+        load = replica.assigned(pending, len(flight.tokens), decodes=decodes)
+        self.load = self._held.enter_context(load)
         self._held.enter_context(replica.bound(stream))
 
     async def read(self) -> E:
@@ -81,8 +90,7 @@ class Call(Generic[E]):
             self._blame()
             raise
         finish = finish_from_wire(finish_reason)
-        self.load.pending_tokens = 0
-        self.load.kv_tokens = len(flight.tokens)
+        self.load.update(pending_tokens=0, kv_tokens=len(flight.tokens))
         self.over = self.finished = finish is not None
         if not fresh and finish is None:
             return None
@@ -90,7 +98,7 @@ class Call(Generic[E]):
 
     def progressed(self, computed_tokens: int) -> None:
         """So many tokens of the prompt are computed or were cached."""
-        self.load.pending_tokens = max(0, len(self._flight.tokens) - computed_tokens)
+        self.load.update(pending_tokens=max(0, len(self._flight.tokens) - computed_tokens))
 
     def close(self, *, left: bool) -> None:
         """Ends it: quietly when it is over, else by cancelling it. `left`: the client is gone."""
@@ -146,13 +154,13 @@ class Calls:
     def prefill(self, flight: Flight, decision: Decision) -> Call[worker.PrefillEvent]:
         replica = decision.replica
         stream = replica.client.prefill(flight.next_request())
-        return Call(self, flight, replica, stream, _uncached(flight, decision))
+        return Call(self, flight, replica, stream, _uncached(flight, decision), decodes=False)
 
     def alone(self, flight: Flight, decision: Decision) -> Call[worker.DecodeEvent]:
         """Prefill and decode on one replica."""
         replica = decision.replica
         stream = replica.client.decode(flight.next_request())
-        return Call(self, flight, replica, stream, _uncached(flight, decision))
+        return Call(self, flight, replica, stream, _uncached(flight, decision), decodes=True)
 
     def redeem(
         self, flight: Flight, replica: Replica, binding: Binding
@@ -160,7 +168,7 @@ class Calls:
         """Binds the ticket anew: one epoch higher."""
         binding.epoch += 1
         stream = replica.client.decode(flight.next_request(), binding.ticket, binding.epoch)
-        return Call(self, flight, replica, stream, pending=0)
+        return Call(self, flight, replica, stream, pending=0, decodes=True)
 
     @contextmanager
     def holding(self, binding: Binding) -> Iterator[None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pydantic import (
@@ -16,6 +15,7 @@ from pydantic import (
 )
 
 from router.flow.classes import SloConfig
+from router.placement.placement import Disaggregation
 from router.placement.policies.names import PolicyName
 from workers.core.errors import ConfigError
 from workers.wire.redis_keys import ReplicaRecord
@@ -78,8 +78,12 @@ class RouterConfig(BaseModel):
     admin: Address = Address(port=8001)
     redis_url: str | None = None
     replicas: tuple[ReplicaRecord, ...] = ()
-    hardware: str = "cpu"
     policy: PolicyName = "kvasir"
+    disaggregation: Disaggregation = Field(
+        default="auto",
+        description="prompts are computed where they are decoded: as predicted for each (auto), "
+        "only on aggregated replicas (remote), always (local); policies but kvasir know no auto",
+    )
     metrics_on_http: bool = True
     limits: Limits = Limits()
     slo: SloConfig = SloConfig()
@@ -95,17 +99,3 @@ def load_config(path: Path) -> RouterConfig:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise ConfigError(f"{path}: {where}: {first['msg']}") from None
-
-
-def read_model_config(model: str) -> dict[str, object]:
-    """The model directory's config.json. Raises ConfigError that names the file."""
-    path = Path(model) / "config.json"
-    try:
-        config = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path} is not a JSON object")
-    return config

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -15,7 +15,6 @@ from router.index.prefix import PrefixIndex
 from router.latency import LatencyModel
 from router.metrics import RouterMetrics
 from router.placement.decision import Decision, Need, Phase
-from router.placement.filters import refuse, serves
 from router.placement.placement import Placement
 from router.pool import Pool
 from router.replica import Replica
@@ -86,7 +85,7 @@ class Desk:
                 return await self.find_patiently(flight, phase, binding)
         except TimeoutError:
             need = self._need(flight, phase, binding)
-            reasons = ((replica.id, refuse(need, replica)) for replica in self.pool)
+            reasons = ((replica.id, self._placement.refuse(need, replica)) for replica in self.pool)
             flight.trail.nobody(phase, {name: why for name, why in reasons if why is not None})
             raise Unavailable(
                 f"no worker is ready to {phase} this request", retry_after_s=1.0
@@ -119,8 +118,11 @@ class Desk:
         return decision
 
     def _need(self, flight: Flight, phase: Phase, binding: Binding | None) -> Need:
-        cached, ids = self._look_up(flight.blocks, self._able(phase))
-        need = Need(phase, len(flight.tokens), cached, avoid=flight.avoid, ids=ids)
+        cached, ids = self._look_up(flight.blocks)
+        need = Need(
+            phase, len(flight.tokens), cached,
+            avoid=flight.avoid, ids=ids, targets=flight.targets,
+        )  # fmt: skip
         if binding is None:
             return need
         need = replace(need, kv_abi=binding.ticket.kv_abi, sender=binding.replica.id)
@@ -132,26 +134,29 @@ class Desk:
         """Predicted seconds of prefill where the least of it is left to compute; 0 without anybody
         who could."""
         able = self._able("prefill")
-        cached, _ = self._look_up(blocks, able)
+        cached, _ = self._look_up(blocks)
         count = len(blocks.tokens)
         hits = [(replica.id, cached.get(replica.id, 0)) for replica in able]
         work_s = (self.latency.prefill_s(name, count - hit, hit) for name, hit in hits)
         return min(work_s, default=0.0)
 
     def _able(self, phase: Phase) -> list[Replica]:
-        return [replica for replica in self.pool if replica.up and serves(replica.role, phase)]
+        serves = self._placement.serves
+        return [replica for replica in self.pool if replica.up and serves(replica, phase)]
 
-    def _look_up(
-        self, blocks: BlockIds, replicas: Iterable[Replica]
-    ) -> tuple[dict[str, int], Sequence[BlockId]]:
-        """Leading tokens that each replica holds, and the ids asked for."""
-        cached: dict[str, int] = {}
-        ids: Sequence[BlockId] = ()
-        for kv_abi, size in {(r.kv_abi, r.record.block_size) for r in replicas}:
-            ids = blocks.of(kv_abi, size)
-            depths = self.index.match(ids)
-            cached.update((name, depth * size) for name, depth in depths.items())
-        return cached, ids
+    def _look_up(self, blocks: BlockIds) -> tuple[Mapping[str, int], Sequence[BlockId]]:
+        """Leading tokens that each replica holds, and the ids asked for. Admission and placement
+        ask one after the other: the index is asked again only where it has changed."""
+        kinds = {(r.kv_abi, r.record.block_size) for r in self.pool if r.up}
+        ids = [blocks.of(*kind) for kind in kinds]
+        asked = self.index.changes, len(blocks.tokens), kinds
+        if blocks.found is None or blocks.found[0] != asked:
+            cached: dict[str, int] = {}
+            for (_, size), of_kind in zip(kinds, ids, strict=True):
+                depths = self.index.match(of_kind)
+                cached.update((name, depth * size) for name, depth in depths.items())
+            blocks.found = asked, cached
+        return blocks.found[1], ids[-1] if ids else ()
 
     async def recover(
         self, flight: Flight, error: KvasirError, again: str, story: str = ""

@@ -1,5 +1,5 @@
 """A request's way through the workers: prefill, bind the ticket to a decode worker, stream; or all
-of it on one aggregated worker, where placement finds that better.
+of it on one worker, where placement finds that better.
 
     state      held                          goes on to
     placing    nothing                       prefill, alone; Unavailable when the budget is over
@@ -33,7 +33,7 @@ from router.index.prefix import PrefixIndex
 from router.latency import LatencyModel
 from router.metrics import RouterMetrics
 from router.moving import follow
-from router.placement.decision import Decision
+from router.placement.decision import NO_TARGETS, Decision, Targets
 from router.placement.placement import Placement
 from router.pool import Pool
 from router.replica import Replica
@@ -105,10 +105,11 @@ class Dispatcher:
         blocks: BlockIds | None = None,
         placed: Callable[[], None] = lambda: None,
         trail: Trail | None = None,
+        targets: Targets = NO_TARGETS,
     ) -> AsyncGenerator[Emission]:
         """Tokens as they come; the last emission has finish_reason. Close it to cancel. `blocks`:
         the request's, where they are hashed already. `placed` is called when it counts as the load
-        of a replica. `trail` is told what happens.
+        of a replica. `trail` is told what happens. `targets`: what its class is promised.
 
         Raises InvalidRequest as the worker said it, Unavailable or Overloaded when the retry
         budget is over, Unavailable after stop().
@@ -118,7 +119,7 @@ class Dispatcher:
             self._clock, limits.retry_attempts, limits.retry_s, limits.worker_wait_s
         )
         trail = trail or Trail(self._clock.now, self._clock.now())
-        flight = Flight(request, budget, blocks or BlockIds(request), placed, trail)
+        flight = Flight(request, budget, blocks or BlockIds(request), placed, trail, targets)
         while True:
             try:
                 async with aclosing(await self._attempt(flight)) as emissions:
@@ -139,7 +140,8 @@ class Dispatcher:
         blocks = flight.blocks.of(replica.kv_abi, replica.record.block_size)
         self._desk.index.expect(replica.id, blocks)
         flight.placed()  # nobody else decides before its call is open and counts
-        if replica.role == "aggregated":
+        self._desk.metrics.went(decision)
+        if decision.alone:
             return self._alone(flight, decision)
         return self._split(flight, decision)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from router.explain.trail import Trail
+from router.placement.decision import Targets
 from router.replica import Replica
 from router.worker_client import WorkerFailed
 from workers.core.clock import Clock
@@ -73,10 +74,11 @@ class RetryBudget:
 
 class BlockIds:
     """Ids of a request's full blocks, hashed once for each KV ABI and block size. Who appends to
-    `tokens` has their ids at the next call."""
+    `tokens` has their ids at the next call. `found`: what the index last said of them, and when."""
 
     def __init__(self, request: Request) -> None:
         self.tokens: list[int] = list(request.token_ids)
+        self.found: tuple[object, Mapping[str, int]] | None = None  # of whom, and how much
         self._cache_salt = request.cache_salt
         self._hashers: dict[tuple[str, int], BlockHasher] = {}
 
@@ -101,8 +103,10 @@ class Flight:
         blocks: BlockIds,
         placed: Callable[[], None],
         trail: Trail,
+        targets: Targets,
     ) -> None:
         self.blocks = blocks
+        self.targets = targets
         self.tokens = blocks.tokens
         self.budget = budget
         self.placed = placed

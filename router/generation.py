@@ -19,6 +19,7 @@ from router.flow.control import FlowControl, Wish
 from router.flow.turn import Turn
 from router.metrics import RouterMetrics
 from router.pool import Pool
+from router.recording import Recording
 from workers.core.clock import Clock
 from workers.core.errors import (
     HTTP_STATUS,
@@ -58,6 +59,7 @@ class RouterGenerator:
         metrics: RouterMetrics,
         clock: Clock,
         rng: random.Random,
+        recording: Recording | None = None,
     ) -> None:
         """`card.context_length` is the model's own; workers may be set to a shorter one.
         `vocab_size`: rows of the model's embedding."""
@@ -71,6 +73,7 @@ class RouterGenerator:
         self._clock = clock
         self._rng = rng
         self.trails = Trails(clock)
+        self._recording = recording or Recording(clock)
         # One long text at a time, also when its client has gone: a thread cannot be cancelled.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
 
@@ -94,14 +97,15 @@ class RouterGenerator:
             with self._flow.arriving(call.terms.slo_class, call.terms.tenant):
                 request = self._request(call, await self._tokenise(call.prompt))
             seen.trail.asked(request)
-            blocks = BlockIds(request)
+            seen.blocks = blocks = BlockIds(request)
             async with self._flow.admit(self._wish(call, blocks, started)) as turn:
                 self._metrics.queue_waited(turn.flow.slo_class, turn.waited_s)
                 seen.trail.let_in(turn.flow.slo_class, turn.waited_s)
                 seen.turn = turn
-                emissions = self._timed(
-                    self._dispatcher.run(request, blocks, turn.placed, seen.trail), started, seen
+                running = self._dispatcher.run(
+                    request, blocks, turn.placed, seen.trail, turn.targets
                 )
+                emissions = self._timed(running, started, seen)
                 async with aclosing(_Text(self._tokenizer, request).deltas(emissions)) as deltas:
                     async for delta in deltas:
                         seen.complete = delta.finish_reason is not None
@@ -217,6 +221,9 @@ class RouterGenerator:
             raise
         finally:
             self.trails.end(seen.trail, outcome, why)
+            ttft_s, itl_s = seen.times()
+            slo_class = call.terms.slo_class or self._flow.slo.default
+            self._recording.ended(call, slo_class, seen.trail, seen.blocks, ttft_s, itl_s)
             self._metrics.ended(outcome, self._clock.now() - started, failed=failed)
             seen.tell(failed=failed)
 
@@ -246,6 +253,7 @@ class _Seen:
     """What a client has seen of its answer. `complete`: the last delta was given out."""
 
     trail: Trail
+    blocks: BlockIds | None = None
     turn: Turn | None = None
     complete: bool = False
     ttft_s: float = 0.0
@@ -260,8 +268,13 @@ class _Seen:
         if failed:
             self.turn.failed()
         elif self.complete:
-            count = self.later_tokens
-            self.turn.served(self.ttft_s, self.decode_s / count if count else None)
+            self.turn.served(self.ttft_s, self.times()[1])
+
+    def times(self) -> tuple[float | None, float | None]:
+        """TTFT and mean ITL, in seconds; None where there was none."""
+        count = self.later_tokens
+        ttft_s = self.ttft_s if self.last is not None else None
+        return ttft_s, self.decode_s / count if count else None
 
 
 class _Text:
@@ -300,4 +313,4 @@ class _Text:
         ids = [token.id for token in emission.tokens]
         if emission.finish_reason is FinishReason.STOP and ids and ids[-1] in self._silent:
             ids.pop()
-        return "".join(self._stream.push(token) for token in ids)
+        return self._stream.extend(ids)

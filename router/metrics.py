@@ -8,6 +8,7 @@ from typing import get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from router.placement.binding import Timing
+from router.placement.decision import Decision
 from router.replica import Replica
 from workers.core.errors import HTTP_STATUS, KvasirError
 from workers.core.roles import RoleName
@@ -68,6 +69,15 @@ class RouterMetrics:
         )
         self._bindings = Counter(
             "kvasir_bindings", "when tickets were bound, and why", ["timing"], registry=registry
+        )
+        self._ways = Counter(
+            "kvasir_ways", "how requests went through the workers", ["way"], registry=registry
+        )
+        self._saved = Counter(
+            "kvasir_way_saved_seconds",
+            "predicted cost of the best other way, less that of the one taken",
+            ["way"],
+            registry=registry,
         )
         self._moves = Counter(
             "kvasir_moves", "running sequences offered to others", ["outcome"], registry=registry
@@ -170,6 +180,16 @@ class RouterMetrics:
 
     def retried(self, phase: str) -> None:
         self._retries.labels(phase).inc()
+
+    def went(self, decision: Decision) -> None:
+        """A request was placed, one way or the other."""
+        role = decision.replica.role
+        way = f"alone on {role}" if decision.alone else "split"
+        self._ways.labels(way).inc()
+        other = decision.counterfactual
+        if other is not None:
+            cost_s = decision.among.cost_s
+            self._saved.labels(way).inc(max(0.0, cost_s[other] - cost_s[decision.place]))
 
     def timed(self, timing: Timing) -> None:
         """A ticket was opened, and whether to bind it at once was decided."""

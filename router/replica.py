@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
 
+from router.sharing.foreign import Foreign, Load
 from router.worker_client import WorkerClient, WorkerFailed, WorkerStream
 from workers.core.roles import RoleName
 from workers.wire import common_pb2 as common
@@ -47,19 +47,79 @@ _REPORTED = {
 }
 
 
-@dataclass(slots=True, eq=False)
 class Assignment:
-    """Work given to a replica and not yet seen done: load from the moment of choice."""
+    """Work given to a replica and not yet seen done: load from the moment of choice.
+    `pending_tokens`: uncached prompt tokens not yet computed. `decodes`: once they are, it stays to
+    decode."""
 
-    pending_tokens: int  # uncached prompt tokens not yet computed
-    kv_tokens: int
+    __slots__ = ("_of", "decodes", "kv_tokens", "pending_tokens")
+
+    def __init__(self, of: Assigned, pending_tokens: int, kv_tokens: int, decodes: bool) -> None:
+        self._of = of
+        self.pending_tokens = pending_tokens
+        self.kv_tokens = kv_tokens
+        self.decodes = decodes
+
+    @property
+    def decoding(self) -> bool:
+        return self.decodes and not self.pending_tokens
+
+    def update(self, *, pending_tokens: int | None = None, kv_tokens: int | None = None) -> None:
+        """What is left of it now."""
+        self._of.count(self, -1)
+        if pending_tokens is not None:
+            self.pending_tokens = pending_tokens
+        if kv_tokens is not None:
+            self.kv_tokens = kv_tokens
+        self._of.count(self, 1)
+
+
+class Assigned:
+    """All assignments of one replica, and their sums: placement reads these for every candidate."""
+
+    def __init__(self) -> None:
+        self.pending_tokens = 0
+        self.kv_tokens = 0
+        self.decoding = 0  # sequences
+        self.decoding_kv = 0  # tokens
+        self._all: set[Assignment] = set()
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def add(self, pending_tokens: int, kv_tokens: int, *, decodes: bool = False) -> Assignment:
+        assignment = Assignment(self, pending_tokens, kv_tokens, decodes)
+        self._all.add(assignment)
+        self.count(assignment, 1)
+        return assignment
+
+    def remove(self, assignment: Assignment) -> None:
+        self._all.remove(assignment)
+        self.count(assignment, -1)
+
+    def count(self, assignment: Assignment, sign: int) -> None:
+        self.pending_tokens += sign * assignment.pending_tokens
+        self.kv_tokens += sign * assignment.kv_tokens
+        if assignment.decoding:
+            self.decoding += sign
+            self.decoding_kv += sign * assignment.kv_tokens
+
+    def check_integrity(self) -> None:
+        """The sums are those of the parts, and none counts below zero."""
+        decoding = [each for each in self._all if each.decoding]
+        assert self.pending_tokens == sum(each.pending_tokens for each in self._all)
+        assert self.kv_tokens == sum(each.kv_tokens for each in self._all)
+        assert (self.decoding, self.decoding_kv) == (
+            len(decoding),
+            sum(each.kv_tokens for each in decoding),
+        )
+        assert all(each.pending_tokens >= 0 and each.kv_tokens >= 0 for each in self._all)
 
 
 class Replica:
     """The record says what rarely changes; the last LoadReport says the rest.
 
-    Load is counted as what this router gave (known at once) plus what others gave: the part of the
-    last report that was not ours when it came.
+    Load is counted as what this router gave (known at once) plus what others gave (foreign).
     """
 
     def __init__(self, record: ReplicaRecord, client: WorkerClient) -> None:
@@ -72,14 +132,12 @@ class Replica:
         self.state = ReplicaState.CONNECTING
         self.leased = True
         self.load = worker.LoadReport()
-        self.assignments: set[Assignment] = set()
+        self.assignments = Assigned()
         self.story: deque[str] = deque(["registered"], maxlen=STORY_KEPT)
         # In the order in which they began, so that they hear of a death in the same order each
         # time. A stream may be bound twice: to its receiver, and to its sender.
         self._streams: dict[object, AnyStream] = {}
-        self._foreign_tokens = 0
-        self._foreign_seqs = 0
-        self._foreign_kv = 0
+        self.foreign = Foreign()
 
     @property
     def role_on_wire(self) -> common.Role:
@@ -109,15 +167,27 @@ class Replica:
     @property
     def pending_tokens(self) -> int:
         """Uncached prompt tokens that it has yet to compute."""
-        return self._foreign_tokens + sum(a.pending_tokens for a in self.assignments)
+        return self.foreign.pending_tokens + self.assignments.pending_tokens
 
     @property
     def num_seqs(self) -> int:
-        return self._foreign_seqs + len(self.assignments)
+        return self.foreign.seqs + len(self.assignments)
 
     @property
     def kv_tokens(self) -> int:
-        return self._foreign_kv + sum(a.kv_tokens for a in self.assignments)
+        return self.foreign.kv_tokens + self.assignments.kv_tokens
+
+    @property
+    def decoding(self) -> int:
+        """Sequences that it decodes; what others gave to one that prefills is taken for prompts."""
+        foreign = 0 if self.role == "prefill" else self.foreign.seqs
+        return foreign + self.assignments.decoding
+
+    @property
+    def decoding_kv(self) -> int:
+        """KV tokens of these."""
+        foreign = 0 if self.role == "prefill" else self.foreign.kv_tokens
+        return foreign + self.assignments.decoding_kv
 
     def move(self, state: ReplicaState, why: str) -> None:
         if state is self.state:
@@ -141,15 +211,15 @@ class Replica:
         self.kv_abi = load.kv_abi or self.kv_abi
         self.load = load
         ours = self.assignments
-        self._foreign_tokens = max(0, load.waiting_tokens - sum(a.pending_tokens for a in ours))
-        self._foreign_seqs = max(0, load.running + load.waiting - len(ours))
-        self._foreign_kv = max(0, load.kv_tokens - sum(a.kv_tokens for a in ours))
+        held = Load(load.waiting_tokens, load.kv_tokens, load.running + load.waiting)
+        own = Load(ours.pending_tokens, ours.kv_tokens, len(ours))
+        self.foreign.report(held.beyond(own))
         self.move(state, f"it says {load.state!r}")
 
     def lost(self, why: str) -> None:
         """Its Watch stream broke: nothing it had been given will come back."""
         self.move(ReplicaState.DOWN, why)
-        self._foreign_tokens = self._foreign_seqs = self._foreign_kv = 0
+        self.foreign.clear()
         self.load = worker.LoadReport()
         self.abort_calls(f"the replica is down ({why})")
 
@@ -159,14 +229,15 @@ class Replica:
             stream.abort(reason)
 
     @contextmanager
-    def assigned(self, pending_tokens: int, kv_tokens: int) -> Iterator[Assignment]:
+    def assigned(
+        self, pending_tokens: int, kv_tokens: int, *, decodes: bool = False
+    ) -> Iterator[Assignment]:
         """Counts the work while the block runs."""
-        assignment = Assignment(pending_tokens, kv_tokens)
-        self.assignments.add(assignment)
+        assignment = self.assignments.add(pending_tokens, kv_tokens, decodes=decodes)
         try:
             yield assignment
         finally:
-            self.assignments.discard(assignment)
+            self.assignments.remove(assignment)
 
     @contextmanager
     def bound(self, stream: AnyStream) -> Iterator[None]:
@@ -183,6 +254,5 @@ class Replica:
     def check_integrity(self) -> None:
         """What is down has no load and no foreign work; nothing counts below zero."""
         if self.state is ReplicaState.DOWN:
-            assert not self.load.blocks_total and not self._foreign_seqs, self.tell()
-        for assignment in self.assignments:
-            assert assignment.pending_tokens >= 0 and assignment.kv_tokens >= 0, self.tell()
+            assert not self.load.blocks_total and not self.foreign.seqs, self.tell()
+        self.assignments.check_integrity()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing
 from typing import NoReturn
 
@@ -16,15 +16,19 @@ from pydantic import ValidationError
 from router.api import Call, Delta, Generator, Prompt, Terms
 from router.config import Address
 from router.explain.answer import explain, recent
+from router.explain.predictions import request_errors
 from router.explain.trails import Trails
 from router.flow.book import REFUSALS, Outcome, Result
 from router.flow.classes import SloConfig
 from router.flow.control import FlowControl
 from router.index.fsck import Fsck
 from router.index.prefix import PrefixMirror
+from router.latency.errors import Errors, ErrorTrack, Kind
 from router.metrics import RouterMetrics
 from router.pool import Pool
+from router.recording import Recording
 from router.replica import Replica
+from router.sharing.sharing import Sharing
 from router.tickets import ask_tickets
 from workers.core.errors import ConfigError, InvalidRequest, KvasirError, RequestNotFound
 from workers.wire import admin_pb2 as admin
@@ -107,6 +111,9 @@ class AdminService(admin_grpc.AdminServicer):
         metrics: RouterMetrics,
         fsck: Fsck | None,
         trails: Trails,
+        errors: Errors,
+        recording: Recording,
+        sharing: Sharing | None,
     ) -> None:
         self._model = model
         self._pool = pool
@@ -115,6 +122,9 @@ class AdminService(admin_grpc.AdminServicer):
         self._metrics = metrics
         self._fsck = fsck
         self._trails = trails
+        self._errors = errors
+        self._sharing = sharing
+        self._recording = recording
 
     async def Status(
         self, request: admin.StatusRequest, context: grpc.aio.ServicerContext
@@ -128,6 +138,9 @@ class AdminService(admin_grpc.AdminServicer):
             redis_up=self._pool.redis_up,
             index_blocks=len(self._index),
             classes=[self._class_status(name) for name in self._flow.slo.classes],
+            requests=_predictions(request_errors(self._trails)),
+            router=self._sharing.id if self._sharing is not None else "",
+            others=self._sharing.others() if self._sharing is not None else (),
         )
 
     async def SetSlo(
@@ -166,6 +179,17 @@ class AdminService(admin_grpc.AdminServicer):
     ) -> admin.RecentRequestsResponse:
         return recent(self._trails, request.limit)
 
+    async def Record(
+        self, request: admin.RecordRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[admin.RecordedBatch]:
+        try:
+            follow = self._recording.follow(request.salt, steps=request.steps)
+            async with aclosing(follow) as batches:
+                async for batch in batches:
+                    yield batch
+        except InvalidRequest as error:
+            await _abort(context, error)
+
     def _class_status(self, name: str) -> admin.ClassStatus:
         book = self._flow.book
         outcomes, results = book.outcomes(name), book.results(name)
@@ -192,6 +216,7 @@ class AdminService(admin_grpc.AdminServicer):
             load=load,
             up=replica.alive,
             indexed_blocks=self._index.count(replica.id),
+            predictions=_predictions(self._errors.of(replica.id)),
         )
 
 
@@ -236,6 +261,18 @@ class GrpcServer:
 def port_taken(key: str, address: Address, error: Exception) -> ConfigError:
     reason = error.strerror if isinstance(error, OSError) else "is it already taken?"
     return ConfigError(f"{key}: cannot listen on {address.host}, port {address.port}: {reason}")
+
+
+def _predictions(tracks: Mapping[Kind, ErrorTrack]) -> Iterator[admin.Prediction]:
+    for kind, track in tracks.items():
+        yield admin.Prediction(
+            kind=kind,
+            count=track.count,
+            predicted_s=track.predicted_s,
+            actual_s=track.actual_s,
+            error=track.error,
+            bias=track.bias,
+        )
 
 
 def new_request_id() -> str:

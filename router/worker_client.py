@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
 
 from workers.core.errors import (
+    Code,
     InvalidRequest,
     KvasirError,
     Overloaded,
@@ -25,9 +27,11 @@ from workers.wire import common_pb2 as common
 from workers.wire import worker_pb2 as worker
 from workers.wire import worker_pb2_grpc as worker_grpc
 from workers.wire.codec import request_to_wire
+from workers.wire.decode_client import DecodeClient
 from workers.wire.redis_keys import unpack_ids
 
 E = TypeVar("E")
+E_co = TypeVar("E_co", covariant=True)
 
 CONTROL_TIMEOUT_S = 2.0  # of calls that only change a state
 SNAPSHOT_TIMEOUT_S = 10.0
@@ -55,29 +59,47 @@ class WorkerFull(Overloaded):
     """The worker has no room for it now; another one may have."""
 
 
-def from_rpc_error(error: grpc.aio.AioRpcError, where: str) -> KvasirError:
+def from_status(code: str, message: str, where: str) -> KvasirError:
     """The error that the worker meant. Codes that say nothing about the request mean: try again."""
-    message = error.details() or error.code().name
-    if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+    message = message or code
+    if code == Code.INVALID_ARGUMENT:
         return InvalidRequest(message)
-    if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+    if code == Code.FAILED_PRECONDITION:
         return TicketError(message)
-    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+    if code == Code.RESOURCE_EXHAUSTED:
         return WorkerFull(f"{where}: {message}")
-    return WorkerFailed(f"{where}: {error.code().name}: {message}")
+    return WorkerFailed(f"{where}: {code}: {message}")
 
 
-class WorkerStream(Generic[E]):
-    """One running stream. `async for` reads it; abort() and cancel() end it from outside."""
+def from_rpc_error(error: grpc.aio.AioRpcError, where: str) -> KvasirError:
+    return from_status(error.code().name, error.details() or "", where)
+
+
+class WorkerStream(Protocol[E_co]):
+    """What a worker says to one call. abort() and cancel() end it from outside. `ended`: by the
+    worker, nothing is left to cancel there."""
+
+    ended: bool
+
+    async def read(self) -> E_co | None:
+        """The next message; None = the worker ended the call well. Raises KvasirError."""
+
+    def abort(self, reason: str) -> None:
+        """Make the reader see WorkerFailed at once."""
+
+    def cancel(self) -> None: ...
+
+
+class RpcStream(Generic[E]):
+    """A WorkerStream that is a gRPC call of its own. `async for` reads it."""
 
     def __init__(self, call: Any, where: str) -> None:
         self._call = call
         self._where = where
         self._aborted = "the call was cancelled"
-        self.ended = False  # by the worker: nothing is left to cancel there
+        self.ended = False
 
     def abort(self, reason: str) -> None:
-        """Make the reader see WorkerFailed at once."""
         self._aborted = reason
         self._call.cancel()
 
@@ -85,7 +107,7 @@ class WorkerStream(Generic[E]):
         self._call.cancel()
 
     async def read(self, silence_s: float | None = None) -> E | None:
-        """The next message; None = the worker ended the stream well. Raises KvasirError."""
+        """WorkerFailed after `silence_s` without a message."""
         try:
             async with asyncio.timeout(silence_s):
                 message = await self._call.read()
@@ -104,7 +126,7 @@ class WorkerStream(Generic[E]):
         result: E = message
         return result
 
-    def __aiter__(self) -> WorkerStream[E]:
+    def __aiter__(self) -> RpcStream[E]:
         return self
 
     async def __anext__(self) -> E:
@@ -115,12 +137,14 @@ class WorkerStream(Generic[E]):
 
 
 class WorkerClient:
-    """One channel to one worker. Unary calls take seconds at most and raise KvasirError."""
+    """One channel to one worker. Unary calls take seconds at most and raise KvasirError; all
+    Decode calls share a stream."""
 
     def __init__(self, replica: str, address: str, channel: grpc.aio.Channel | None = None) -> None:
         self._where = f"worker {replica} at {address}"
         self._channel = channel or grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._stub: Any = worker_grpc.WorkerStub(self._channel)
+        self._decodes = DecodeClient(self._stub.Decode, partial(from_status, where=self._where))
 
     def prefill(self, request: Request) -> WorkerStream[worker.PrefillEvent]:
         message = worker.PrefillRequest(sequence=request_to_wire(request))
@@ -133,9 +157,9 @@ class WorkerClient:
         message = worker.DecodeRequest(
             sequence=request_to_wire(request), ticket=ticket, epoch=epoch
         )
-        return self._stream(self._stub.Decode, message)
+        return self._decodes.start(message)
 
-    def watch(self, interval_s: float) -> WorkerStream[worker.LoadReport]:
+    def watch(self, interval_s: float) -> RpcStream[worker.LoadReport]:
         return self._stream(self._stub.Watch, worker.WatchRequest(interval_s=interval_s))
 
     async def renew(self, ticket_ids: Sequence[str]) -> set[str]:
@@ -178,11 +202,12 @@ class WorkerClient:
         return reply.incarnation, reply.event_seq, unpack_ids(reply.block_ids)
 
     async def close(self) -> None:
+        await self._decodes.close()
         await self._channel.close()
 
-    def _stream(self, method: Any, message: Any) -> WorkerStream[Any]:
+    def _stream(self, method: Any, message: Any) -> RpcStream[Any]:
         try:
-            return WorkerStream(method(message), self._where)
+            return RpcStream(method(message), self._where)
         except grpc.aio.UsageError as error:
             raise WorkerFailed(f"{self._where}: {error}") from None
 

@@ -1,10 +1,10 @@
-"""One request's way through Prefill and Decode, or Decode alone, on role objects and gRPC stubs
-alike."""
+"""One request's way through Prefill and Decode, or Decode alone, on role objects and workers behind
+gRPC (a stub's Prefill, DecodeClient.start) alike."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from workers.core.request import Request
 from workers.wire import common_pb2 as common
 from workers.wire import worker_pb2 as worker
 from workers.wire.codec import request_to_wire
+from workers.wire.decode_client import DecodeStream
 
 Call = Callable[[Any], AsyncIterator[Any]]
 
@@ -59,12 +60,7 @@ async def decode(
 ) -> tuple[worker.Admitted, list[int]]:
     """The whole Decode stream: how it was admitted, and the tokens after the first, which comes
     with the KV where it is None."""
-    admitted, tokens = worker.Admitted(), []
-    async for event in call(decode_request(what, ticket, first, epoch)):
-        if event.WhichOneof("event") == "admitted":
-            admitted = event.admitted
-        tokens += [token.id for token in event.tokens.tokens]
-    return admitted, tokens
+    return await _read(call(decode_request(what, ticket, first, epoch)))
 
 
 async def both(
@@ -79,10 +75,16 @@ async def both(
 
 
 async def moving(
-    giver: Any, taker: Any, what: Request, ticket: common.Ticket, first: common.Token, after: int
+    giver: Call,
+    ask: Callable[[worker.MoveRequest], Awaitable[Any]],
+    taker: Call,
+    what: Request,
+    ticket: common.Ticket,
+    first: common.Token,
+    after: int,
 ) -> tuple[bool, list[common.Token]]:
     """The tokens of a request that is asked to move when there are `after` of them, and whether it
-    did: it may end before. `giver` and `taker`: stubs."""
+    did: it may end before. `giver` and `taker` decode; `ask` the giver to move it."""
     tokens = [first]
 
     def message(ticket: common.Ticket) -> worker.DecodeRequest:
@@ -91,13 +93,13 @@ async def moving(
         return worker.DecodeRequest(sequence=spec, ticket=ticket, epoch=1)
 
     taking: Any = None
-    async for event in giver.Decode(message(ticket)):
+    async for event in giver(message(ticket)):
         before = len(tokens)
         tokens += event.tokens.tokens
         if before < after <= len(tokens):
-            await giver.Move(worker.MoveRequest(request_id=what.id))
+            await ask(worker.MoveRequest(request_id=what.id))
         if event.HasField("moving"):
-            taking = taker.Decode(message(event.moving.ticket))
+            taking = taker(message(event.moving.ticket))
         if event.HasField("moved"):
             break
     else:
@@ -111,9 +113,18 @@ async def moving(
 
 async def aggregated(call: Call, what: Request) -> tuple[worker.Admitted, list[int]]:
     """The whole Decode stream of a request that has no ticket."""
+    return await _read(call(worker.DecodeRequest(sequence=request_to_wire(what))))
+
+
+async def _read(stream: Any) -> tuple[worker.Admitted, list[int]]:
+    """To its end; left early, it is cancelled."""
     admitted, tokens = worker.Admitted(), []
-    async for event in call(worker.DecodeRequest(sequence=request_to_wire(what))):
-        if event.WhichOneof("event") == "admitted":
-            admitted = event.admitted
-        tokens += [token.id for token in event.tokens.tokens]
+    try:
+        async for event in stream:
+            if event.WhichOneof("event") == "admitted":
+                admitted = event.admitted
+            tokens += [token.id for token in event.tokens.tokens]
+    finally:
+        if isinstance(stream, DecodeStream):
+            stream.cancel()
     return admitted, tokens

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import uvloop
 from pydantic import ValidationError
 
 from workers.allocator import keep_freed_memory
@@ -53,7 +54,8 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     keep_freed_memory()
     try:
-        asyncio.run(run_worker(read_config(_parser().parse_args())))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(run_worker(read_config(_parser().parse_args())))
     except (ConfigError, CheckpointError) as error:
         print(f"kvasir worker: {error.message}", file=sys.stderr)
         return 2

@@ -41,7 +41,7 @@ class AggregatedRole:
         seq = self._engine.add(request)
         updates = self._engine.updates(seq)
         self._active.append(seq)
-        admitted = False
+        admitted, known = False, len(request.token_ids)
 
         def event(**what: object) -> worker.DecodeEvent:
             return worker.DecodeEvent(attempt=request.attempt, **what)  # type: ignore[arg-type]
@@ -53,11 +53,11 @@ class AggregatedRole:
                     yield event(admitted=self._admitted(seq, arrived))
                 if update.tokens:
                     yield event(prefilled=self._prefilled(seq, arrived))
-                    self._meter.generated(1)
+                    self._meter.generated(len(update.tokens))
+                    known += len(update.tokens)
                     yield event(tokens=update_to_wire(update))
                     break
                 yield event(progress=worker.Progress(computed_tokens=seq.num_computed))
-            known = len(request.token_ids) + 1
             follow = self._live.follow(seq, updates, request.attempt, known)
             async with aclosing(follow) as events:
                 async for later in events:

@@ -87,6 +87,7 @@ class WorkerConfig(BaseModel):
     role: RoleName
     model: str
     cluster: str = "kvasir"
+    hardware: str = "cpu"
     host: str = "127.0.0.1"
     port: int = Field(default=0, ge=0, le=65535)
     metrics_port: int = Field(default=0, ge=0, le=65535)

@@ -183,15 +183,15 @@ class DecodeRole:
         )
         if ticket.moving:
             self._meter.moved_in()
-        if fetched.exposed_s < fetched.seconds:
-            return  # it waited for what was still computed: that says nothing of the wire
+        if not fetched.exposed_bytes:
+            return  # all came while the prompt was computed: that says nothing of the wire
         self.transfers_recorded += 1
         self.transfers.append(
             worker.TransferReport(
                 sender=ticket.prefill.id,
                 transport=fetched.transport,
-                num_bytes=fetched.num_bytes,
-                seconds=fetched.seconds,
+                num_bytes=fetched.exposed_bytes,
+                seconds=fetched.exposed_s,
             )
         )
 

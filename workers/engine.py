@@ -22,6 +22,7 @@ from workers.core.runner import Runner
 from workers.core.scheduler import Scheduler
 from workers.core.validation import check_params
 from workers.core.waits import happens, to_the_end
+from workers.inbox import Inbox
 from workers.step_log import StepLog
 from workers.text import TextStream, Tokenizer
 
@@ -68,7 +69,7 @@ class Engine:
         self._under_way: deque[_Step] = deque()
         self._tokenizer = tokenizer
         self._text: dict[Sequence, TextStream] = {}
-        self._listeners: dict[Sequence, asyncio.Queue[SequenceUpdate | KvasirError]] = {}
+        self._listeners: dict[Sequence, Inbox] = {}
         self._changes: dict[Sequence, asyncio.Event] = {}
         self._reservations: deque[tuple[Sequence, asyncio.Future[None]]] = deque()
         self._wake = asyncio.Event()
@@ -158,11 +159,10 @@ class Engine:
         self._drop(seq)
 
     def updates(self, seq: Sequence) -> AsyncIterator[SequenceUpdate]:
-        """What each step from now on does to `seq`, to its end or its KvasirError. Leaving early
-        does not abort it."""
-        queue: asyncio.Queue[SequenceUpdate | KvasirError] = asyncio.Queue()
-        self._listeners[seq] = queue  # now, not at the first await: no step is missed
-        return _drain(queue)
+        """What each step from now on does to `seq`, to its end or its KvasirError; steps that were
+        not read in time come in one. Leaving early does not abort it."""
+        inbox = self._listeners[seq] = Inbox()  # now, not at the first await: no step is missed
+        return inbox.read()
 
     def nudge(self, seq: Sequence) -> None:
         """An update that says nothing: who follows `seq` looks up."""
@@ -281,9 +281,9 @@ class Engine:
         self._wake.set()
 
     def _tell(self, seq: Sequence, what: SequenceUpdate | KvasirError) -> None:
-        queue = self._listeners.get(seq)
-        if queue is not None:
-            queue.put_nowait(what)
+        inbox = self._listeners.get(seq)
+        if inbox is not None:
+            inbox.put(what)
         change = self._changes.pop(seq, None)
         if change is not None:
             change.set()
@@ -315,15 +315,3 @@ class Engine:
             if stream is not None and stream.stopped is not None:
                 return FinishReason.STOP
         return FinishReason.LENGTH if len(seq.tokens) >= seq.most_tokens else None
-
-
-async def _drain(
-    queue: asyncio.Queue[SequenceUpdate | KvasirError],
-) -> AsyncIterator[SequenceUpdate]:
-    while True:
-        update = await queue.get()
-        if isinstance(update, KvasirError):
-            raise update
-        yield update
-        if update.finished:
-            return

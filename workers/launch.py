@@ -9,7 +9,7 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NoReturn
 
 from workers.config import WorkerConfig
@@ -49,13 +49,16 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-async def run_worker(config: WorkerConfig) -> None:
-    """Serve until SIGTERM or SIGINT. Raises ConfigError and CheckpointError before it listens, and
-    whatever broke the engine after. A step that does not end is left behind: see leave()."""
+async def run_worker(
+    config: WorkerConfig, load: Callable[[WorkerConfig], Any] | None = None
+) -> None:
+    """Serve until SIGTERM or SIGINT; `load` makes another runner than a model's. Raises ConfigError
+    and CheckpointError before it listens, and whatever broke the engine after. A step that does not
+    end is left behind: see leave()."""
     for port in (config.port, config.metrics_port):
         _check_port(config.host, port)  # before minutes are spent on loading
     transports = pick_transports(config.transport, config.host)
-    runner = await on_thread(_load, config)
+    runner = await on_thread(load or _load, config)
     ports = await runner.ports(transports, config.transport, config.host)
     worker, peers = _compose(config, runner, ports, transports)
     try:
@@ -220,4 +223,6 @@ def _record(config: WorkerConfig, worker: Worker) -> ReplicaRecord:
         context_length=worker.engine.info.context_length,
         kv_tokens=worker.engine.pool.num_blocks * config.engine.block_size,
         tensor_ranks=worker.me.tensor_ranks,
+        expert_ranks=config.engine.expert_parallel,
+        hardware=config.hardware,
     )

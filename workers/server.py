@@ -11,13 +11,15 @@ import grpc
 import grpc.aio
 
 from workers.core.errors import KvasirError, TransferError
+from workers.decode_server import DecodeServer
 from workers.peer_client import MAX_MESSAGE_BYTES
 from workers.wire import worker_pb2 as worker
 from workers.wire import worker_pb2_grpc as worker_grpc
 from workers.worker import Worker
 
 T = TypeVar("T")
-MAX_CALLS = 4096  # at once; more are refused, so that nobody fills our memory with them
+# At once, and in each Decode stream; more are refused, so that nobody fills our memory with them.
+MAX_CALLS = 4096
 SERVER_OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -36,10 +38,13 @@ class WorkerServicer(worker_grpc.WorkerServicer):
         async for event in _guarded(self._parts.prefill.prefill(request), context):
             yield event
 
-    async def Decode(self, request: Any, context: Any) -> AsyncIterator[worker.DecodeEvent]:
+    async def Decode(self, requests: Any, context: Any) -> None:
+        stream = DecodeServer(self._decode, context.write, MAX_CALLS)
+        await stream.serve(aiter(requests), self._parts.leaving)
+
+    def _decode(self, request: worker.DecodeRequest) -> AsyncIterator[worker.DecodeEvent]:
         role = self._parts.decode if request.HasField("ticket") else self._parts.aggregated
-        async for event in _guarded(role.decode(request), context):
-            yield event
+        return role.decode(request)
 
     async def FetchKV(self, requests: Any, context: Any) -> None:
         """Written by hand: a receiver that does not read must not hold pages, and a generator that

@@ -17,6 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from workers.chat_template import load_template
 from workers.core.errors import CheckpointError, InvalidRequest
 from workers.token_bound import longest_token
+from workers.token_cache import TokenCache
 
 _UNFINISHED = "\ufffd"  # what decoders write for bytes that are no character, or not yet
 _CONTEXT = 6  # tokens of context before the output that can change how it is written
@@ -36,6 +37,7 @@ class Tokenizer:
     ) -> None:
         """`special_tokens` are the names a template may use (bos_token, eos_token, ...)."""
         self.eos_token_ids = eos_token_ids
+        self.cache = TokenCache(backend)
         self._backend = backend
         self._special_tokens = dict(special_tokens)
         self._template = template
@@ -114,9 +116,7 @@ class Tokenizer:
         return self._backend.decode(list(ids), skip_special_tokens=True)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        # encode() builds offsets too, and holds the interpreter for seconds while it does
-        batch = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        return batch[0].ids
+        return self.cache.encode(text, add_special_tokens=add_special_tokens)
 
     def token_text(self, token_id: int) -> str:
         """One token as it reads within a text; special tokens by their name."""
@@ -163,6 +163,16 @@ class TextStream:
         text = self._detokenize(token_id)
         return self._watch(text) if watched else text
 
+    def extend(self, token_ids: Sequence[int]) -> str:
+        """What push() of each gives, decoded at once where no stop string is looked for."""
+        if len(token_ids) > 1 and not self._matchers:
+            plain = [token for token in token_ids if token not in self._tokenizer.special_ids]
+            text = self._window_text(self._pending + plain)
+            if text and not text.endswith(_UNFINISHED):
+                self._pending += plain
+                return self._show(len(self._pending), text)
+        return "".join(map(self.push, token_ids))
+
     def finish(self) -> str:
         """The rest, if no stop string was found. Nothing may be pushed afterwards."""
         if self.stopped is not None:
@@ -205,7 +215,7 @@ class TextStream:
 
     def _show(self, count: int, text: str) -> str:
         """Give out `text` of the first `count` pending tokens, which are the window from now on."""
-        self._shown = self._pending[:count]
+        self._shown = self._pending[max(0, count - _MAX_PENDING) : count]
         self._shown_text = self._tokenizer.decode(self._shown)
         del self._pending[:count]
         return text

@@ -28,7 +28,7 @@ from workers.transfer.receiver_pairs import Peer, ReceiverPairs
 from workers.transfer.sender_pairs import SenderPairs
 from workers.wire import common_pb2 as common
 from workers.wire import worker_pb2 as worker
-from workers.wire.codec import role_from_wire
+from workers.wire.codec import role_from_wire, step_to_wire
 from workers.wire.redis_keys import pack_ids
 
 T = TypeVar("T")
@@ -216,15 +216,7 @@ class Worker:
             prefix_hit_tokens=scheduler.hit_tokens,
             prefix_query_tokens=scheduler.query_tokens,
             preemptions=scheduler.preemptions,
-            steps=[
-                worker.StepReport(
-                    prefill_tokens=step.prefill_tokens,
-                    decode_seqs=step.decode_seqs,
-                    context_tokens=step.context_tokens,
-                    seconds=step.seconds,
-                )
-                for step in _newest(self.engine.steps.newest, new_steps)
-            ],
+            steps=map(step_to_wire, _newest(self.engine.steps.newest, new_steps)),
             step_tokens=scheduler.step_tokens,
             kv_bytes_per_token=self.engine.info.kv_bytes_per_token,
             transfers=_newest(self.decode.transfers, new_transfers),

@@ -7,6 +7,7 @@ import typer
 from cluster.commands import bench, explain, simulate
 from cluster.commands.chat import chat
 from cluster.commands.fsck import fsck
+from cluster.commands.record import record
 from cluster.commands.serve import serve
 from cluster.commands.size import size
 from cluster.commands.status import status
@@ -23,6 +24,7 @@ app.command()(chat)
 app.command()(status)
 app.command()(tickets)
 app.command()(fsck)
+app.command()(record)
 app.command()(size)
 app.add_typer(bench.app, name="bench")
 app.add_typer(explain.app, name="explain")

@@ -182,17 +182,33 @@ def _reasons(choice: admin.Choice) -> Iterator[str]:
 def choice_table(choice: admin.Choice) -> Table:
     table = _table()
     fetches = choice.phase == "decode"
+    weighed = any(one.HasField("way") for one in choice.candidates)
     table.add_column("replica", no_wrap=True)
-    for name in ("wait", *(["transfer"] if fetches else []), "work", "cost", "cached"):
+    for name in (
+        "wait", *(["transfer"] if fetches else []), "work",
+        *(["gap", "ITL", "after"] if weighed else []), "cost", "cached",
+    ):  # fmt: skip
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
-    for one in choice.candidates:
+    for place, one in enumerate(choice.candidates):
         transfer = [_ms(one.transfer_s)] if fetches else []
+        way = [_ms(s) for s in (one.way.gap_s, one.way.itl_s, one.way.after_s)] if weighed else []
         cost = _ms(one.cost_s) if one.HasField("cost_s") else "-"
-        seconds = (_ms(one.wait_s), *transfer, _ms(one.work_s), cost)
-        chosen = "chosen" if one.replica == choice.replica else ""
-        table.add_row(one.replica, *seconds, str(one.cached_tokens), chosen)
+        seconds = (_ms(one.wait_s), *transfer, _ms(one.work_s), *way, cost)
+        table.add_row(_whither(one), *seconds, str(one.cached_tokens), _mark(choice, place))
     return table
+
+
+def _whither(one: admin.Candidate) -> str:
+    if not one.HasField("way"):
+        return one.replica
+    return f"{one.replica} alone" if one.way.alone else f"{one.replica} -> {one.way.decode or '?'}"
+
+
+def _mark(choice: admin.Choice, place: int) -> str:
+    if choice.HasField("taken") and place == choice.taken:
+        return "chosen"
+    return "the other way" if choice.HasField("otherwise") and place == choice.otherwise else ""
 
 
 def story_table(told: admin.Explanation) -> Table:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from cluster.commands.simulate_cluster import cluster
 from cluster.simulator.arrivals import Part, read_arrivals
 from cluster.simulator.route import Setup, simulate
 from router.placement.policies.names import PolicyName
@@ -20,6 +21,9 @@ app = typer.Typer(help="Play traces against the router's own code.", no_args_is_
 @app.callback()
 def simulations() -> None:
     """Play traces against the router's own code."""
+
+
+app.command()(cluster)
 
 
 @app.command()

@@ -18,17 +18,23 @@ DEFAULT_ROUTER = "127.0.0.1:9000"
 
 
 def status(router: Router = DEFAULT_ROUTER) -> None:
-    """Pools, replicas, their load, KV use and prefix hits."""
+    """Pools, replicas, their load, KV use and prefix hits; how right predictions are."""
     with AdminClient(router) as client:
         answer = client.status()
     console = Console(highlight=False)
     console.print(replica_table(answer))
     console.print(class_table(answer))
+    console.print(prediction_table(answer))
     redis = "up" if answer.redis_up else "[red]away[/red]"
     console.print(
         f"{answer.requests_in_flight} requests in flight, {answer.requests_total} since start, "
         f"{answer.requests_failed} failed; redis {redis}; {answer.index_blocks} blocks in the index"
     )
+    for other in answer.others:
+        console.print(
+            f"router {other.id}, heard {other.heard_s:.1f} s ago: {other.seqs} sequences, "
+            f"{other.pending_tokens} tokens to prefill, {other.kv_tokens} of KV"
+        )
 
 
 def replica_table(answer: admin.StatusResponse) -> Table:
@@ -67,6 +73,33 @@ def class_table(answer: admin.StatusResponse) -> Table:
         counts = (slo.queued, slo.admitted, slo.refused)
         table.add_row(slo.name, *map(str, counts), _percent(slo.good, slo.ended))
     return table
+
+
+def prediction_table(answer: admin.StatusResponse) -> Table:
+    """Predicted beside actual: the newest of each kind, and over many how far off and to which
+    side (+: predicted too long)."""
+    table = Table(box=SIMPLE, padding=0, show_edge=False)
+    for name in ("replica", "predicted"):
+        table.add_column(name, no_wrap=True)
+    for name in ("times", "last", "actual", "off", "bias"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for replica in sorted(answer.replicas, key=_position):
+        for each in replica.predictions:
+            table.add_row(replica.load.replica.id, *_prediction(each))
+    for each in answer.requests:
+        table.add_row("requests", *_prediction(each))
+    return table
+
+
+def _prediction(each: admin.Prediction) -> tuple[str, ...]:
+    return (
+        each.kind,
+        str(each.count),
+        f"{each.predicted_s * 1e3:.1f} ms",
+        f"{each.actual_s * 1e3:.1f} ms",
+        f"{100 * each.error:.0f} %",
+        f"{100 * each.bias:+.0f} %",
+    )
 
 
 def _position(replica: admin.ReplicaStatus) -> tuple[int, str]:

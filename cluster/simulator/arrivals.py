@@ -61,12 +61,7 @@ class Arrivals:
 def read_arrivals(path: Path, *, seed: int = 1, spread_s: float | None = None) -> Arrivals:
     """`spread_s`: stamps are moved by up to so much, None = by as much as they are rounded to (3 s
     in Mooncake's). Raises ConfigError with the line."""
-    jobs = read_trace(path)
-    width = _rounding_s(jobs) if spread_s is None else spread_s
-    rng = random.Random(seed)
-    if width:
-        moved = [replace(job, at_s=job.at_s + rng.random() * width) for job in jobs]
-        jobs = sorted(moved, key=lambda job: job.at_s)
+    jobs = spread(read_trace(path), seed, spread_s)
     if len(jobs) < 2:
         raise ConfigError(f"{path} has only one request")
     began = jobs[0].at_s
@@ -83,6 +78,16 @@ def read_arrivals(path: Path, *, seed: int = 1, spread_s: float | None = None) -
         session = own or _digest(job.seed)
         requests.append(Arrival(job.at_s - began, job.input_tokens, ids, session))
     return Arrivals(tuple(requests), size)
+
+
+def spread(jobs: list[Job], seed: int, spread_s: float | None = None) -> list[Job]:
+    """Stamps moved by up to `spread_s`, in order again. None: by as much as they are rounded to."""
+    width = _rounding_s(jobs) if spread_s is None else spread_s
+    if not width:
+        return jobs
+    rng = random.Random(seed)
+    moved = [replace(job, at_s=job.at_s + rng.random() * width) for job in jobs]
+    return sorted(moved, key=lambda job: job.at_s)
 
 
 def _rounding_s(jobs: Sequence[Job]) -> float:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from router.latency import MeasuredStep
-from router.transfer_times import MeasuredTransfer
+from router.latency import HardwareClass, MeasuredTransfer
+from workers.core.step_work import MeasuredStep, StepWork
 
 
 class LinearModel:
@@ -22,6 +22,11 @@ class LinearModel:
 
     def transfer_s(self, num_bytes: int, sender: str, receiver: str) -> float:
         return 0.0
+
+    def step_s(self, replica: str, work: StepWork) -> float:
+        return work.prefill_tokens / self._tokens_per_s
+
+    def placed(self, replica: str, hardware_class: HardwareClass, step_tokens: int) -> None: ...
 
     def observe(self, replica: str, steps: Sequence[MeasuredStep]) -> None: ...
 

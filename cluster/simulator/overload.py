@@ -26,7 +26,6 @@ from router.flow.turn import Turn
 from router.placement.decision import Need
 from router.placement.placement import Placement
 from router.placement.policies.names import make_policy
-from router.replica import Assignment
 from workers.core.block_pool import BlockPool
 from workers.core.clock import VirtualClock, run_virtual
 from workers.core.errors import Overloaded
@@ -97,9 +96,8 @@ class Fleet:
         self._replicas = replicas
         self._clock = clock
         self._held = held
-        self.control = FlowControl(
-            slo, _Room(self, PoolRoom(replicas, latency)), clock, max_in_flight=1 << 20
-        )
+        room = _Room(self, PoolRoom(replicas, latency, self._placement))
+        self.control = FlowControl(slo, room, clock, max_in_flight=1 << 20)
 
     def progress(self) -> None:
         for worker in self.workers:
@@ -154,8 +152,7 @@ class Fleet:
         self.progress()
         decision = self._placement.place(Need("prefill", tokens, {}), self._replicas)
         assert decision is not None, "nobody is down here"
-        load = Assignment(tokens, tokens)
-        decision.replica.assignments.add(load)
+        load = decision.replica.assignments.add(tokens, tokens)
         if turn is not None:
             turn.placed()
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -168,12 +165,12 @@ class Fleet:
         inbox = self._inbox[worker.replica.id]
         while True:
             job, done = await inbox.get()
-            worker.queue.append(job)
+            worker.enqueue(job)
             now = self._clock.now()
             predicted_s = worker.start(now).finish_s - now
             await asyncio.sleep(predicted_s * self._rng.lognormvariate(0.0, ERROR_SIGMA))
             worker.finish()
-            worker.replica.assignments.discard(job.load)
+            worker.replica.assignments.remove(job.load)
             done.set_result(None)
             self.control.wake()
 
@@ -189,9 +186,9 @@ class _Room:
     def servers(self) -> int:
         return self._room.servers
 
-    def backlog_s(self, unplaced_s: float, *, background: bool) -> float:
+    def backlog_s(self, unplaced_s: float, *, background: bool, itl_s: float | None) -> float:
         self._fleet.progress()
-        return self._room.backlog_s(unplaced_s, background=background)
+        return self._room.backlog_s(unplaced_s, background=background, itl_s=itl_s)
 
 
 def play(

@@ -40,6 +40,10 @@ class PrefillWorker:
         self.cached_tokens = 0
         self._tokens_per_s = tokens_per_s
 
+    def enqueue(self, job: Prefill) -> None:
+        self.pool.expect(job.arrival.ids)
+        self.queue.append(job)
+
     def start(self, now: float) -> Prefill:
         """The next in the queue, which is not empty: what is cached is known now."""
         job = self.queue.popleft()
@@ -47,11 +51,13 @@ class PrefillWorker:
         matched = pool.match(arrival.ids)
         pool.acquire(matched)
         job.blocks = matched + pool.allocate(pool.blocks_for(arrival.tokens) - len(matched))
+        pool.settle(arrival.ids)
         job.matched = len(matched)
         cached_tokens = min(len(matched) * pool.block_size, arrival.tokens - 1)
-        job.load.pending_tokens = arrival.tokens - cached_tokens
-        job.finish_s = now + job.load.pending_tokens / self._tokens_per_s
-        self.computed_tokens += job.load.pending_tokens
+        uncached = arrival.tokens - cached_tokens
+        job.load.update(pending_tokens=uncached)
+        job.finish_s = now + uncached / self._tokens_per_s
+        self.computed_tokens += uncached
         self.cached_tokens += cached_tokens
         self.running = job
         return job
@@ -60,14 +66,13 @@ class PrefillWorker:
         """The router hears how far the prompt under way is."""
         if self.running is not None:
             left = (self.running.finish_s - now) * self._tokens_per_s
-            self.running.load.pending_tokens = max(0, int(left))
+            self.running.load.update(pending_tokens=max(0, int(left)))
 
     def finish(self) -> Prefill:
         job = self.running
         assert job is not None, f"{self.replica.id} computes nothing"
         fresh = slice(job.matched, len(job.arrival.ids))
-        for block, block_id in zip(job.blocks[fresh], job.arrival.ids[fresh], strict=True):
-            self.pool.commit(block, block_id)
+        self.pool.commit(job.blocks[fresh], job.arrival.ids[fresh])
         self.pool.release(job.blocks)
         self.running = None
         return job

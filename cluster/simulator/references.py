@@ -44,8 +44,7 @@ def _pass_through(pool: BlockPool, arrival: Arrival) -> int:
     pool.acquire(matched)
     room = pool.num_available - len(matched)
     blocks = matched + pool.allocate(min(len(arrival.ids), room + len(matched)) - len(matched))
-    for block, block_id in zip(blocks, arrival.ids, strict=False):
-        pool.commit(block, block_id)
+    pool.commit(blocks, arrival.ids[: len(blocks)])
     pool.release(blocks)
     pool.events.take()
     return min(len(matched) * pool.block_size, arrival.tokens - 1)

@@ -19,7 +19,6 @@ from router.index.expecting import ExpectingIndex
 from router.placement.decision import Need
 from router.placement.placement import Placement
 from router.placement.policies.names import PolicyName, make_policy
-from router.replica import Assignment
 from workers.core.block_pool import BlockPool
 from workers.core.clock import Clock, SystemClock
 from workers.core.eviction import EvictionName, make_eviction
@@ -126,9 +125,9 @@ class Fleet:
         worker = self._by_name[decision.replica.id]
         if self._expecting:
             self._index.expect(decision.replica.id, arrival.ids)
-        load = Assignment(arrival.tokens - decision.cached_tokens, arrival.tokens)
-        decision.replica.assignments.add(load)
-        worker.queue.append(Prefill(arrival, load))
+        uncached = arrival.tokens - decision.cached_tokens
+        load = decision.replica.assignments.add(uncached, arrival.tokens)
+        worker.enqueue(Prefill(arrival, load))
         if worker.running is None:
             self._start(worker, arrival.at_s)
 
@@ -143,7 +142,7 @@ class Fleet:
             end_s, _, worker = heapq.heappop(self._ends)
             self._clock.time_s = end_s
             job = worker.finish()
-            worker.replica.assignments.discard(job.load)
+            worker.replica.assignments.remove(job.load)
             self.ttft_s.append(end_s - job.arrival.at_s)
             self._tell(worker)
             if worker.queue:

@@ -25,7 +25,7 @@ from router.explain.trail import (
 )
 from router.explain.trails import Trails
 from router.placement.binding import Overlap
-from router.placement.decision import Decision
+from router.placement.decision import Decision, Way
 from workers.core.errors import RequestNotFound
 from workers.wire import admin_pb2 as admin
 
@@ -66,7 +66,7 @@ def summary(trail: Trail, now: float) -> admin.RequestSummary:
     )
     if placed is not None:
         told.prefill = placed.decision.replica.id
-        if placed.decision.replica.role == "aggregated":
+        if placed.decision.alone:
             told.decode = told.prefill
     if bound is not None:
         told.decode = bound.decision.replica.id
@@ -128,6 +128,8 @@ def _choice(
         at_s=at_s,
         phase=phase,
         replica=decision.replica.id,
+        taken=decision.place,
+        otherwise=decision.counterfactual,
         candidates=_candidates(decision),
         refused=[
             admin.RefusedReplica(replica=name, why=why) for name, why in decision.refused.items()
@@ -148,7 +150,18 @@ def _candidates(decision: Decision) -> Iterator[admin.Candidate]:
             work_s=among.work_s[place],
             cached_tokens=among.cached[place],
             cost_s=among.cost_s[place] if among.cost_s else None,
+            way=_way(among.ways[place]) if among.ways else None,
         )
+
+
+def _way(way: Way) -> admin.Way:
+    return admin.Way(
+        alone=way.alone,
+        decode=way.decode.id if way.decode is not None else "",
+        gap_s=way.gap_s,
+        itl_s=way.itl_s,
+        after_s=way.after_s,
+    )
 
 
 def _timing(overlap: Overlap) -> admin.Timing:
@@ -184,7 +197,7 @@ def _story(trail: Trail) -> list[admin.StoryLine]:
 def _words(event: Event) -> str:
     match event:
         case Placed(_, decision):
-            return f"placed on {_chosen(decision)}"
+            return f"placed on {_chosen(decision)}{_otherwise(decision)}"
         case Nobody(_, phase):
             return f"no replica can {phase} it"
         case Opened(_, cached):
@@ -217,10 +230,25 @@ def _words(event: Event) -> str:
 
 
 def _chosen(decision: Decision) -> str:
-    score, count = decision.scores[decision.replica.id], len(decision.among)
+    score, among = decision.score, decision.among
+    name, count = among.name(decision.place), len(among)
     return (
-        f"{decision.replica.id}, one of {count}: {_ms(score.wait_s)} of waiting and "
+        f"{name}, one of {count}: {_ms(score.wait_s)} of waiting and "
         f"{_ms(score.work_s)} of work predicted, {decision.cached_tokens} tokens cached"
+    )
+
+
+def _otherwise(decision: Decision) -> str:
+    """The counterfactual: what the other way would have been, by the same prediction."""
+    among, other = decision.among, decision.counterfactual
+    if other is None:
+        return ""
+    more_s = among.cost_s[other] - among.cost_s[decision.place]
+    first_s = among.wait_s[other] + among.work_s[other]
+    way = "split" if decision.alone else "alone"
+    return (
+        f"; {way} on {among.replicas[other].id} instead: first token after {_ms(first_s)}, "
+        f"second {_ms(among.ways[other].gap_s)} later, cost {_ms(more_s)} more"
     )
 
 

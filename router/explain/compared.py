@@ -22,7 +22,7 @@ def _prefill(trail: Trail, attempt: list[Event]) -> Iterator[admin.Compared]:
     prefilled = waterfall.last(attempt, Prefilled)
     if placed is None or opened is None or prefilled is None or trail.first_at is None:
         return
-    score = placed.decision.scores[placed.decision.replica.id]
+    score = placed.decision.score
     yield _tokens("cached at prefill", placed.decision.cached_tokens, opened.cached_tokens)
     yield _seconds("prefill queue", score.wait_s, prefilled.queue_s)
     yield _seconds("prefill compute", score.work_s, prefilled.prefill_s)
@@ -36,7 +36,7 @@ def _decode(trail: Trail, attempt: list[Event]) -> Iterator[admin.Compared]:
         return
     bound, fetched = redeemed
     decision = bound.decision
-    place = decision.among.replicas.index(decision.replica)
+    place = decision.place
     wait_s, step_s = decision.among.wait_s[place], decision.among.work_s[place]
     transfer_s = decision.among.transfer_s[place]
     for event in attempt:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from itertools import chain
+from itertools import chain, islice
 
 from router.api import Call
 from router.explain.trail import MOST_WORDS, Trail
@@ -49,6 +49,10 @@ class Trails:
     def find(self, name: str) -> list[Trail]:
         """Those with that id, newest first."""
         return [trail for trail in self.newest() if name in _names(trail)] if name else []
+
+    def served(self, limit: int) -> list[Trail]:
+        """Those let in and over, newest first."""
+        return list(islice(reversed(self._served), limit))
 
     def newest(self) -> list[Trail]:
         """All of them, newest first, those under way too."""

@@ -39,10 +39,11 @@ class Room(Protocol):
     def servers(self) -> int:
         """Replicas that prefill now."""
 
-    def backlog_s(self, unplaced_s: float, *, background: bool) -> float:
+    def backlog_s(self, unplaced_s: float, *, background: bool, itl_s: float | None) -> float:
         """How long a request that is given out now would wait at its replica; `unplaced_s` is work
         that was granted and that no replica's load counts yet. 0 where there is no replica: who
-        places it says why not. What is `background` finds less room to decode."""
+        places it says why not. What is `background` finds less room to decode; `itl_s`: the target
+        that decodes have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,6 @@ class FlowControl:
             self._offered.add(wish.work_s, now)
         self._refuse_hopeless(waiting, slo, now)
         turn = await self._in_line(waiting)
-        turn.waited_s = self._clock.now() - now
         self.book.passed(waiting.flow, Outcome.ADMITTED)
         try:
             yield turn
@@ -239,10 +239,14 @@ class FlowControl:
         self.in_flight += 1
         self._background_in_flight += waiting.background
         slo = self._slo.classes.get(waiting.flow.slo_class) or SloClass()  # gone since it came
-        future.set_result(Turn(waiting, slo, self._unplaced, self.book))
+        waited_s = now - waiting.arrived
+        future.set_result(
+            Turn(waiting, slo, self._unplaced, self.book, waited_s, self.itl_target_s())
+        )
 
     def _backlog_s(self, *, background: bool) -> float:
-        return self._room.backlog_s(self._unplaced.work_s, background=background)
+        itl_s = self.itl_target_s()
+        return self._room.backlog_s(self._unplaced.work_s, background=background, itl_s=itl_s)
 
     def _class_of(self, slo_class: str | None) -> tuple[str, SloClass]:
         name = self._slo.default if slo_class is None else slo_class

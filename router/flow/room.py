@@ -2,45 +2,64 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from heapq import nsmallest
 
 from router.latency import LatencyModel
-from router.placement.filters import serves
-from router.placement.scorers import QUEUED, STEPS_UNTIL_FREE
+from router.placement.decision import Targets
+from router.placement.placement import Placement
+from router.placement.scorers import STEPS_UNTIL_FREE
 from router.replica import Replica
 
 KEPT_FREE = 1 / 8  # of the room to decode, where background work would take it
+LOOKED_AT = 4  # replicas that could do a request alone
 AHEAD = 1 / 8  # of the places to decode: prefilled before one is free, so that none stays empty
 
 
 class PoolRoom:
     """A Room over the replicas that are up. Prefill is what the line is for; where every decode
-    replica is full, its next free place is what a request would wait for."""
+    replica is full, its next free place is what a request would wait for. Where placement may send
+    a request to one replica alone, that one has room too, if its decodes stay in time."""
 
-    def __init__(self, replicas: Iterable[Replica], latency: LatencyModel) -> None:
+    def __init__(
+        self, replicas: Iterable[Replica], latency: LatencyModel, placement: Placement
+    ) -> None:
         self._replicas = replicas
         self._latency = latency
+        self._placement = placement
 
     @property
     def servers(self) -> int:
-        return sum(replica.up and serves(replica.role, "prefill") for replica in self._replicas)
+        return sum(
+            replica.up and self._placement.serves(replica, "prefill") for replica in self._replicas
+        )
 
-    def backlog_s(self, unplaced_s: float, *, background: bool) -> float:
+    def backlog_s(self, unplaced_s: float, *, background: bool, itl_s: float | None) -> float:
         prefill_s, decode_s = [], []
         for replica in self._replicas:
             if not replica.up:
                 continue
-            if serves(replica.role, "prefill"):
-                prefill_s.append(self._pending_s(replica))
-            if serves(replica.role, "decode"):
+            if replica.role != "decode":
+                prefill_s.append(self._placement.ways.pending_s(replica))
+            if replica.role != "prefill":
                 decode_s.append(self._full_s(replica, background))
-        if not prefill_s:
-            return 0.0
-        return min(prefill_s) + unplaced_s / len(prefill_s) + min(decode_s, default=0.0)
+        split_s = min(prefill_s, default=math.inf) + min(decode_s, default=0.0)
+        begin = len(prefill_s) or len(decode_s)
+        least_s = min(split_s, self._alone_s(background, itl_s)) if split_s else 0.0
+        return least_s + unplaced_s / begin if math.isfinite(least_s) else 0.0
 
-    def _pending_s(self, replica: Replica) -> float:
-        pending = replica.pending_tokens
-        return self._latency.prefill_s(replica.id, QUEUED, 0) * pending / QUEUED if pending else 0.0
+    def _alone_s(self, background: bool, itl_s: float | None) -> float:
+        """Where that is cheapest: what it costs those who decode there is waited for, too."""
+        if self._placement.disaggregation == "remote":
+            return math.inf
+        targets = Targets(others_itl_s=itl_s or math.inf)
+        able = (r for r in self._replicas if r.up and r.role != "aggregated")
+        idle = nsmallest(LOOKED_AT, able, key=lambda r: (r.pending_tokens, r.num_seqs))
+        burdens = (
+            self._full_s(r, background) + self._placement.ways.burden_s(r, targets) for r in idle
+        )
+        return min(burdens, default=math.inf)
 
     def _full_s(self, replica: Replica, background: bool) -> float:
         """0 while it has pages, and soon a place in its batches."""

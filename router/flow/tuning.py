@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from router.latency import LatencyModel
+from router.placement.ways import MARGIN
 from router.replica import Replica
 from workers.core.errors import KvasirError
 
@@ -98,6 +99,8 @@ class EngineTuner:
         load = replica.load
         most = Sizes(load.max_seqs, load.most_step_tokens)
         itl_s = self._itl_s()
+        if itl_s is not None:
+            itl_s *= 1 - MARGIN
         if itl_s is None or replica.role == "prefill":
             return most
         latency, name = self._latency, replica.id

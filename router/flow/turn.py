@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from router.flow.book import Book, Result, result_of
 from router.flow.classes import SloClass
 from router.flow.waiting import Waiting
+from router.placement.decision import Targets
 
 
 class Unplaced:
@@ -29,9 +32,23 @@ class Turn:
     """A place in the cluster. placed() when a replica has been chosen: from then on its load counts
     the work. served() or failed() once, unless its client leaves."""
 
-    def __init__(self, waiting: Waiting, slo: SloClass, unplaced: Unplaced, book: Book) -> None:
+    def __init__(
+        self,
+        waiting: Waiting,
+        slo: SloClass,
+        unplaced: Unplaced,
+        book: Book,
+        waited_s: float = 0.0,
+        others_itl_s: float | None = None,
+    ) -> None:
+        """`others_itl_s`: the tightest target of those who are served beside it."""
         self.flow = waiting.flow
-        self.waited_s = 0.0
+        self.targets = Targets(
+            math.inf if slo.ttft is None else slo.ttft - waited_s,
+            slo.itl or math.inf,
+            others_itl_s or math.inf,
+        )
+        self.waited_s = waited_s
         self._slo = slo
         self._book = book
         self._unplaced = unplaced

@@ -50,8 +50,9 @@ async def stream(
     spent: list[Usage | None] = [None] * len(calls)
 
     async def take(index: int, delta: Delta) -> None:
-        for chunk in shape.chunks(index, delta):
-            await emit(chunk)
+        chunks = list(shape.chunks(index, delta))
+        if chunks:
+            await emit(*chunks)
         spent[index] = delta.usage or spent[index]
 
     await _run(generator, calls, take)

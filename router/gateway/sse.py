@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
@@ -14,7 +14,13 @@ from router.gateway.errors import describe, error_object, error_response
 from workers.core.errors import KvasirError
 
 T = TypeVar("T")
-Emit = Callable[[str], Awaitable[None]]
+
+
+class Emit(Protocol):
+    """Each of `events` becomes an event; they are sent together."""
+
+    def __call__(self, *events: str) -> Awaitable[None]: ...
+
 
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -46,7 +52,7 @@ async def _client_leaves(receive: Receive) -> None:
 
 
 class EventStream:
-    """An ASGI response: `produce(emit)` runs, and each string it emits becomes an event.
+    """An ASGI response: `produce(emit)` runs, and what it emits becomes events.
 
     Nothing is sent before the first event, so an error until then has its own HTTP status; a later
     one is an event itself and the last, without [DONE].
@@ -58,30 +64,30 @@ class EventStream:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
 
-        async def emit(data: str) -> None:
+        async def emit(*events: str, more: bool = True) -> None:
             nonlocal started
             if not started:
                 started = True
                 await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-            await send(_body(f"data: {data}\n\n"))
+            await send(_body(*events, more=more))
 
         try:
             await unless_client_leaves(receive, self._produce(emit))
-            await emit(DONE)
+            await emit(DONE, more=False)
         except ClientDisconnect:
             return
         except KvasirError as error:
             if not started:
                 await error_response(error)(scope, receive, send)
                 return
-            await emit(json.dumps(describe(error)))
+            await emit(json.dumps(describe(error)), more=False)
         except Exception:  # the edge of the process: the server logs it, the client must not hang
             if started:
-                await emit(json.dumps(error_object("internal error", 500, code="internal")))
-                await send(_body("", more=False))
+                failure = error_object("internal error", 500, code="internal")
+                await emit(json.dumps(failure), more=False)
             raise
-        await send(_body("", more=False))
 
 
-def _body(text: str, *, more: bool = True) -> Message:
-    return {"type": "http.response.body", "body": text.encode(), "more_body": more}
+def _body(*events: str, more: bool) -> Message:
+    data = "".join([f"data: {event}\n\n" for event in events]).encode()
+    return {"type": "http.response.body", "body": data, "more_body": more}

@@ -43,19 +43,23 @@ class Expectations:
             return self._young, self._old
         return (self._young,) if self._young else ()
 
-    def add(self, bit: int, blocks: Iterable[BlockId]) -> None:
-        """Too many at once make the old ones stale before their time."""
+    def add(self, bit: int, blocks: Iterable[BlockId]) -> list[BlockId]:
+        """Too many at once make the old ones stale before their time. Returns those that were not
+        expected yet."""
         self._age()
         young, old = self._young, self._old
+        news: list[BlockId] = []
         for block in blocks:
             mask = young.get(block, 0)
             if mask & bit:
                 continue
             young[block] = mask | bit
             if not (old and _take(old, block, bit)):
-                self.honesty.expected += 1
+                news.append(block)
+        self.honesty.expected += len(news)
         if len(young) > self._most:
             self._turn()
+        return news
 
     def confirm(self, bit: int, blocks: Iterable[BlockId]) -> None:
         self.honesty.confirmed += self._end(bit, blocks)

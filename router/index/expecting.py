@@ -22,6 +22,7 @@ class ExpectingIndex:
     """A PrefixIndex. count(), held() and len() speak of what replicas confirmed."""
 
     def __init__(self, clock: Clock, max_blocks: int = 1 << 20, ttl_s: float = 60.0) -> None:
+        self.changes = 0
         self._mirror = MemoryIndex(max_blocks)
         self._expected = Expectations(clock, max(1, max_blocks // EXPECTED_SHARE), ttl_s)
 
@@ -34,6 +35,7 @@ class ExpectingIndex:
         return self._mirror.evicted
 
     def apply(self, replica: str, events: Sequence[KVEvent]) -> None:
+        self.changes += 1
         bit = self._mirror.slots.find(replica)
         for event in events if bit else ():
             if event.kind is EventKind.STORED:
@@ -51,6 +53,7 @@ class ExpectingIndex:
         for _ in self._mirror.replace(replica, blocks):
             yield
             before = slots.find(replica)  # it may have been met first meanwhile
+        self.changes += 1
         bit = slots.find(replica)
         expected.move(before, bit)
         pending = expected.pending(bit)
@@ -58,13 +61,16 @@ class ExpectingIndex:
         expected.confirm(bit, [block for block in pending if block not in unknown])
 
     def clear(self, replica: str) -> None:
+        self.changes += 1
         self._expected.retract_all(self._mirror.slots.find(replica))
         self._mirror.clear(replica)
 
-    def expect(self, replica: str, blocks: Sequence[BlockId]) -> None:
+    def expect(self, replica: str, blocks: Sequence[BlockId]) -> Sequence[BlockId]:
+        self.changes += 1
         bit = self._mirror.slots.of(replica)
-        self._expected.add(bit, self._mirror.lacking(bit, blocks))
+        news = self._expected.add(bit, self._mirror.lacking(bit, blocks))
         self._mirror.touch(blocks)
+        return news
 
     def match(self, blocks: Sequence[BlockId]) -> Mapping[str, int]:
         """Leading blocks that are known or expected, for each replica."""

@@ -42,5 +42,10 @@ class PrefixMirror(Protocol):
 class PrefixIndex(PrefixMirror, Protocol):
     """A mirror that also counts on what was just sent to a replica."""
 
-    def expect(self, replica: str, blocks: Sequence[BlockId]) -> None:
-        """The replica is about to store these: match() finds them from now on, for a while."""
+    @property
+    def changes(self) -> int:
+        """While it is the same, so is what match() says."""
+
+    def expect(self, replica: str, blocks: Sequence[BlockId]) -> Sequence[BlockId]:
+        """The replica is about to store these: match() finds them from now on, for a while. Returns
+        those that it was not known to store."""

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from router.placement.decision import Need, Phase, Refusal
+from router.placement.decision import Need, Refusal
 from router.replica import Replica, ReplicaState
-from workers.core.roles import RoleName
-
-
-def serves(role: RoleName, phase: Phase) -> bool:
-    return role in (phase, "aggregated")
 
 
 def refuse(need: Need, replica: Replica) -> Refusal | None:
-    """Why this replica cannot take it; None = it can."""
-    if not serves(replica.role, need.phase):
-        return Refusal.ROLE
+    """Why this replica cannot take it, whatever its role; None = it can."""
     if replica.state is not ReplicaState.UP:
         draining = replica.state is ReplicaState.DRAINING
         return Refusal.DRAINING if draining else Refusal.NOT_UP

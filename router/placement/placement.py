@@ -3,37 +3,89 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from router.latency import LatencyModel
-from router.placement.decision import Decision, Need, Refusal
+from router.placement.decision import Candidates, Decision, Need, Phase, Refusal
+from router.placement.duty import Duty
 from router.placement.filters import refuse
+from router.placement.joint import Joint
 from router.placement.policies.cached import Soonest
 from router.placement.policies.kvasir import Kvasir
 from router.placement.policies.policy import Policy
 from router.placement.scorers import Scorer
+from router.placement.ways import Ways
 from router.replica import Replica
-from workers.core.clock import SystemClock
+from workers.core.clock import Clock, SystemClock
+
+Disaggregation = Literal["auto", "remote", "local"]
+
+FORGET_AT = 2  # times the replicas that are there
 
 
 class Placement:
-    """Chooses a replica for each sequence. `policy` chooses among those that can prefill it (None =
-    Kvasir's own); a decode goes where its predicted time is lowest. Knows no request."""
+    """Chooses a replica for each sequence, and for a new one the way it goes. Knows no request.
+
+    `policy` chooses among those that can prefill it (None = Kvasir's own, the only one that weighs
+    ways); a decode goes where its predicted time is lowest. `disaggregation`: whether a prompt may
+    be computed where it is decoded: as predicted (auto), only on aggregated replicas (remote), or
+    always (local).
+    """
 
     def __init__(
-        self, latency: LatencyModel, rng: random.Random, policy: Policy | None = None
+        self,
+        latency: LatencyModel,
+        rng: random.Random,
+        policy: Policy | None = None,
+        *,
+        disaggregation: Disaggregation = "remote",
+        clock: Clock | None = None,
     ) -> None:
-        self._scorer = Scorer(latency)
-        self._prefill = Kvasir(rng, SystemClock()) if policy is None else policy
+        clock = clock or SystemClock()
+        self.ways = Ways(latency, Duty(clock))
+        self._scorer = Scorer(latency, self.ways)
+        self._joint = Joint(latency, self._scorer, self.ways, rng)
+        self._prefill = Kvasir(rng, clock) if policy is None else policy
         self._decode = Soonest(rng)
+        self._weighs = isinstance(self._prefill, Kvasir)
+        self.disaggregation: Disaggregation = disaggregation
+        if not self._weighs and disaggregation == "auto":
+            self.disaggregation = "remote"
+
+    def serves(self, replica: Replica, phase: Phase) -> bool:
+        """Whether such work goes to replicas of its role."""
+        if phase == "decode":
+            return replica.role != "prefill"
+        return replica.role != "decode" or self.disaggregation != "remote"
+
+    def refuse(self, need: Need, replica: Replica) -> Refusal | None:
+        """Why this replica cannot take it; None = it can."""
+        return refuse(need, replica) if self.serves(replica, need.phase) else Refusal.ROLE
 
     def place(self, need: Need, replicas: Iterable[Replica]) -> Decision | None:
         """None: nobody can take it now."""
+        replicas = list(replicas)
+        able, refused = self._able(need, replicas)
+        if not able:
+            return None
+        if need.phase == "decode":
+            return self._redeem(need, able, refused)
+        decodes = [r for r in replicas if r.role == "decode" and refuse(need, r) is None]
+        among = self._score(need, able, decodes)
+        place = self._prefill.choose(need, among)
+        self._given(among, place, len(replicas))
+        return Decision(among, place, refused)
+
+    def _able(
+        self, need: Need, replicas: list[Replica]
+    ) -> tuple[list[Replica], dict[str, Refusal]]:
+        """Those that have not failed it, if there are any; in quarantine only where all are."""
         refused: dict[str, Refusal] = {}
         able: list[Replica] = []
         slow: list[Replica] = []
         for replica in replicas:
-            why = refuse(need, replica)
+            why = self.refuse(need, replica)
             if why is None:
                 able.append(replica)
             elif why is Refusal.QUARANTINED:
@@ -43,27 +95,44 @@ class Placement:
         if able:
             refused.update((replica.id, Refusal.QUARANTINED) for replica in slow)
         able = able or slow
-        if not able:
-            return None
-        preferred = _preferred(need, able)
-        if len(preferred) < len(able):
-            left = (replica for replica in able if replica not in preferred)
-            refused.update((replica.id, _passed_over(need, replica)) for replica in left)
+        fresh = [replica for replica in able if replica.incarnation not in need.avoid] or able
+        _pass_over(refused, able, fresh, Refusal.FAILED_IT)
+        return fresh, refused
+
+    def _score(self, need: Need, able: list[Replica], decodes: list[Replica]) -> Candidates:
+        if self.disaggregation == "local":
+            return self._joint.score(need, (), (), able, ())
+        if not self._weighs:
+            return self._scorer.score(need, able)
+        prefills = [replica for replica in able if replica.role == "prefill"]
+        both = [replica for replica in able if replica.role == "aggregated"]
+        if self.disaggregation == "auto":
+            reluctant = [replica for replica in able if replica.role != "aggregated"]
+            return self._joint.score(need, prefills, decodes, both, reluctant)
+        # where nobody only decodes, a ticket goes to those who do both
+        return self._joint.score(need, prefills, decodes or both, both, ())
+
+    def _redeem(self, need: Need, able: list[Replica], refused: dict[str, Refusal]) -> Decision:
+        """A ticket goes to an aggregated replica only where no decode replica is left, for its
+        decodes wait for prompts."""
+        preferred = [replica for replica in able if replica.role == "decode"] or able
+        _pass_over(refused, able, preferred, Refusal.AGGREGATED)
         among = self._scorer.score(need, preferred)
-        policy = self._prefill if need.phase == "prefill" else self._decode
-        chosen = policy.choose(need, among)
-        return Decision(among.replicas[chosen], among.cached[chosen], among, refused)
+        return Decision(among, self._decode.choose(need, among), refused)
+
+    def _given(self, among: Candidates, place: int, there: int) -> None:
+        duty = self.ways.duty
+        duty.given(among.replicas[place].id, among.work_s[place])
+        if len(duty) > FORGET_AT * there:
+            duty.keep({replica.id for replica in among.replicas})
 
 
-def _preferred(need: Need, able: list[Replica]) -> list[Replica]:
-    """Who has not failed it; of those, a ticket goes to an aggregated replica only where no decode
-    replica is left, for its decodes wait for prompts."""
-    fresh = [replica for replica in able if replica.incarnation not in need.avoid] or able
-    if need.phase == "prefill":
-        return fresh
-    return [replica for replica in fresh if replica.role == "decode"] or fresh
-
-
-def _passed_over(need: Need, replica: Replica) -> Refusal:
-    failed = replica.incarnation in need.avoid
-    return Refusal.FAILED_IT if failed else Refusal.AGGREGATED
+def _pass_over(
+    refused: dict[str, Refusal],
+    before: Sequence[Replica],
+    after: Sequence[Replica],
+    why: Refusal,
+) -> None:
+    if len(after) < len(before):
+        kept = {replica.id for replica in after}
+        refused.update((replica.id, why) for replica in before if replica.id not in kept)

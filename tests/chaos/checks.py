@@ -81,7 +81,11 @@ def kept(cluster: Cluster) -> list[str]:
 def held(cluster: Cluster) -> list[str]:
     """And calls: a fetch whose receiver left ends when its last chunk has drained or is given up,
     long after its pages."""
-    calls = [call for call in cluster.network.calls if call.method != "Watch"]
+    calls = [
+        call
+        for call in cluster.network.calls
+        if call.method != "Watch" and (call.method != "Decode" or call.request_ids)
+    ]
     return kept(cluster) + [
         f"a call that never ended: {call.method} to {call.dst}" for call in calls
     ]

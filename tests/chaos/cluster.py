@@ -16,7 +16,7 @@ from router.dispatch import Dispatcher
 from router.index.expecting import ExpectingIndex
 from router.index.redis_log import RedisLog
 from router.index.redis_reader import RedisReader
-from router.latency import RooflineModel
+from router.latency import FittedLatency
 from router.metrics import RouterMetrics
 from router.placement.placement import Placement
 from router.placement.policies.names import make_policy
@@ -35,7 +35,6 @@ from tests.router.fleet import SHAPE
 from tests.sim.house import SlowThreads
 from workers.config import TransportConfig
 from workers.core.clock import VirtualClock
-from workers.core.hardware import hardware
 from workers.core.roles import RoleName
 from workers.core.span import whole
 from workers.engine import Engine
@@ -192,7 +191,7 @@ class RouterProcess:
         cluster = self._cluster
         clock = VirtualClock()
         self.metrics = RouterMetrics()
-        latency = SimLatency(SHAPE, hardware("cpu"))
+        latency = SimLatency(SHAPE)
         latency.seconds_per_byte = 1e-3 if cluster.plan.early else 0.0
         client = cluster.redis(self.host)
         self.index = ExpectingIndex(clock)
@@ -231,7 +230,7 @@ class RouterProcess:
             await asyncio.wait(running)
 
 
-class SimLatency(RooflineModel):
+class SimLatency(FittedLatency):
     """Prompts take as long as ChaosRunner computes them; whether transfers are thought to be worth
     hiding, the plan says."""
 

@@ -87,7 +87,7 @@ class Striker:
         names = target.split()
         calls = self.cluster.network.calls
         return frozenset(
-            call.request_id for call in calls if call.request_id and call.dst.name in names
+            name for call in calls if call.dst.name in names for name in call.request_ids.values()
         )
 
     # -- one method a kind: what it did, or "" ---------------------------------------------------
@@ -157,13 +157,15 @@ class Striker:
         return f"{target}, back {fault.seconds:.2f} s after its end"
 
     def _move(self, fault: Fault, target: str) -> str:
-        calls = [c for c in self.cluster.network.calls if c.method == "Decode" and c.server]
-        if not calls:
+        network = self.cluster.network
+        streams = [call for call in network.calls if call.method == "Decode" and call.server]
+        running = [(s.dst.name, name) for s in streams for name in s.request_ids.values()]
+        if not running:
             return ""
-        call = self.rng.choice(calls)
-        channel = SimChannel(self.cluster.network, self.cluster.router.host, call.dst.name)
-        self._spawn(self._ask_to_move(channel, call.request_id))
-        return f"{call.request_id} away from {call.dst.name}"
+        where, request = self.rng.choice(running)
+        channel = SimChannel(network, self.cluster.router.host, where)
+        self._spawn(self._ask_to_move(channel, request))
+        return f"{request} away from {where}"
 
     async def _ask_to_move(self, channel: SimChannel, request: str) -> None:
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ import grpc
 import grpc.aio
 
 from tests.chaos.hosts import Host
+from workers.wire import worker_pb2 as worker
 
 ROUTER_KEEPALIVE_S = 15.0  # as in router/worker_client.py
 PEER_KEEPALIVE_S = 4.0  # as in workers/peer_client.py
@@ -126,13 +127,19 @@ class Network:
     # -- messages --------------------------------------------------------------------------------
 
     def send(
-        self, call: Call, way: int, kind: str, deliver: Callable[..., None], *args: Any
+        self,
+        call: Call,
+        way: int,
+        kinds: Sequence[str],
+        deliver: Callable[..., None],
+        *args: Any,
     ) -> None:
-        """way 0: client to server; 1: back."""
+        """way 0: client to server; 1: back. `kinds`: what is said, in one message."""
         src, dst = (call.src, call.dst) if way == 0 else (call.dst, call.src)
-        step = f"{call.method}{'><'[way]}{kind}"
-        self.hops[step] += 1
-        self.on_hop(Hop(step, src, dst))
+        for kind in kinds:
+            step = f"{call.method}{'><'[way]}{kind}"
+            self.hops[step] += 1
+            self.on_hop(Hop(step, src, dst))
         if not src.dead:
             self._carry(dst, src, call, way, deliver, *args)
 
@@ -183,7 +190,7 @@ class Call:
     status: tuple[grpc.StatusCode, str] | None = None  # OK: after the inbox
     cancelled: bool = False
     sender: asyncio.Task[None] | None = None
-    request_id: str = ""
+    request_ids: dict[int, str] = field(default_factory=dict)  # under way, by call
     owed: int = 0
     # the server's end
     server: asyncio.Task[None] | None = None
@@ -243,8 +250,10 @@ class Call:
             self.network._carry(self.dst, self.src, self, 0, self._credit, self.owed)
             self.owed = 0
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, data: bytes, ended: Sequence[int]) -> None:
         if self.status is None:
+            for number in ended:
+                self.request_ids.pop(number, None)
             self.inbox.append(data)
             self._client_news.set()
 
@@ -259,7 +268,7 @@ class Call:
         self.network.on_write(message)
         data = message.SerializeToString()
         self.unread += len(data)
-        self.network.send(self, 1, kind_of(message), self._take, data)
+        self.network.send(self, 1, kinds_of(message), self._take, data, ended_in(message))
         while self.unread > self.network.weather.window:
             self._server_news.clear()
             await self._server_news.wait()
@@ -289,6 +298,23 @@ def kind_of(message: Any) -> str:
         if group in groups:
             return message.WhichOneof(group) or ""
     return ""
+
+
+def kinds_of(message: Any) -> list[str]:
+    """An End says how its call ended: ok, or a code."""
+    if not isinstance(message, worker.DecodeStep):
+        return [kind_of(message)]
+    return [
+        (event.end.code.lower() or "ok") if event.HasField("end") else kind_of(event)
+        for event in message.events
+    ]
+
+
+def ended_in(message: Any) -> list[int]:
+    """Calls of a Decode stream whose last event this is."""
+    if not isinstance(message, worker.DecodeStep):
+        return []
+    return [event.call for event in message.events if event.HasField("end")]
 
 
 def _now() -> float:

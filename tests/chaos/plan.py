@@ -33,6 +33,8 @@ STEPS = (
     "Prefill<first_token",
     "Prefill<ok",
     "Decode>",
+    "Decode>start",
+    "Decode>cancel",
     "Decode<admitted",
     "Decode<tokens",
     "Decode<moving",

@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
 
 from tests.chaos.hosts import Host
-from tests.chaos.network import Call, Network
+from tests.chaos.network import Call, Network, kind_of
 from workers.wire import worker_pb2 as worker
 
-STREAMS_IN = {"FetchKV": worker.FetchRequest.FromString}
+STREAMS_IN = {
+    "FetchKV": worker.FetchRequest.FromString,
+    "Decode": worker.DecodeCall.FromString,
+}
 
 
 class SimChannel:
@@ -76,9 +79,20 @@ class SimChannel:
 
     async def _send_all(self, call: Call, requests: AsyncIterator[Any], pack: Any) -> None:
         async for message in requests:
-            kind = message.WhichOneof("message") or ""
-            self._network.send(call, 0, kind, call.take_request, pack(message))
-        self._network.send(call, 0, "end", call.take_request, None)
+            data = pack(message)
+            if isinstance(message, worker.DecodeCall):
+                self._note_decode(call, message, data)
+            self._network.send(call, 0, [kind_of(message)], call.take_request, data)
+        self._network.send(call, 0, ["end"], call.take_request, None)
+
+    def _note_decode(self, call: Call, message: worker.DecodeCall, data: bytes) -> None:
+        if message.HasField("cancel"):
+            call.request_ids.pop(message.call, None)
+            return
+        call.request_ids[message.call] = message.start.sequence.request_id
+        if self._network.twice():
+            servicer = (self._network.server(self._address) or (None, None))[1]
+            self._haunt(call, servicer, None, [data])
 
     def _open(self, path: str, parse: Any, message: Any = None, pack: Any = None) -> Call:
         if self._closed:
@@ -87,21 +101,25 @@ class SimChannel:
         found = network.server(self._address)
         dst, servicer = found if found is not None else (Host(self._address), None)
         call = Call(network, method, self._src, dst, parse)
-        call.request_id = _request_id(message)
+        call.request_ids = _request_ids(message)
         network.calls[call] = None
         self._calls = {old for old in self._calls if old.status is None} | {call}
         data = pack(message) if pack is not None else None
-        network.send(call, 0, "", _arrive, call, servicer, data)
+        network.send(call, 0, [""], _arrive, call, servicer, data)
         if method != "Watch" and data is not None and network.twice():
             self._haunt(call, servicer, data)
         if not network.reachable(self._src, dst):
             network._watch_over(call)
         return call
 
-    def _haunt(self, call: Call, servicer: Any, data: bytes) -> None:
+    def _haunt(
+        self, call: Call, servicer: Any, data: bytes | None, requests: Sequence[bytes] = ()
+    ) -> None:
         """The same call once more, a little later; nobody reads what comes back."""
         ghost = Call(self._network, call.method, self._src, call.dst, call.parse)
-        ghost.request_id = call.request_id
+        ghost.requests.extend(requests)
+        if not requests:
+            ghost.request_ids = dict(call.request_ids)
         loop = asyncio.get_running_loop()
         begin = self._network.later_s()
         self._network.calls[ghost] = None
@@ -161,13 +179,13 @@ async def _serve(call: Call, servicer: Any, data: bytes | None) -> None:
     except Exception as error:
         call.network.crashes.append(f"{call.dst} {call.method}: {error!r}")
         status = grpc.StatusCode.UNKNOWN, repr(error)
-    call.network.send(call, 1, status[0].name.lower(), call.fail, status)
+    call.network.send(call, 1, [status[0].name.lower()], call.fail, status)
 
 
-def _request_id(message: Any) -> str:
-    if isinstance(message, worker.PrefillRequest | worker.DecodeRequest):
-        return message.sequence.request_id
-    return ""
+def _request_ids(message: Any) -> dict[int, str]:
+    if isinstance(message, worker.PrefillRequest):
+        return {0: message.sequence.request_id}
+    return {}
 
 
 _REQUESTS: dict[str, Callable[[bytes], Any]] = {

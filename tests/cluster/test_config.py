@@ -50,7 +50,7 @@ def write(folder: Path, text: str) -> Path:
         ("model: demo\nrouter:\n  http: here\n", 3, "router.http: expected host:port"),
         ("model: demo\nrouter:\n  http: 99999\n", 3, "router.http.port: input should be less"),
         ("model: demo\nredis: {url: 'http://x'}\n", 2, "redis.url: expected a URL"),
-        ("model: demo\nrouter:\n  hardware: abacus\n", 3, "unknown hardware 'abacus'; known: a100"),
+        ("model: demo\nhardware: abacus\n", 2, "unknown hardware 'abacus'; known: a100"),
         ("model: demo\nticket_ttl_s: 5\n", 2, "ticket_ttl_s: input should be greater than or eq"),
         ("model: demo\nslo: {classes: {}}\n", 2, "slo.classes: dictionary should have at least 1"),
         ("model: demo\nslo:\n  default: gold\n", 2, "slo: default is 'gold', which is none of the"),
@@ -156,6 +156,18 @@ def test_pools_choose_how_many_ranks_a_replica_has(tmp_path: Path) -> None:
     assert {w.engine.threads for w in workers} == {max(1, cores // 12)}
     with pytest.raises(ConfigError, match="pool p: tensor_parallel 4 and expert_parallel 3"):
         load_config(write(tmp_path, text.replace("expert_parallel: 2", "expert_parallel: 3")))
+
+
+def test_pools_may_run_on_different_hardware(tmp_path: Path) -> None:
+    text = (
+        "model: demo\nhardware: H200\npools:\n"
+        "- {name: p, role: prefill, hardware: h100}\n- {name: d, role: decode}\n"
+    )
+    config = load_config(write(tmp_path, text))
+    workers = config.worker_slices(model_dir=Path("/m"), redis_url="redis://r", ports=[1, 2])
+    assert [w.hardware for w in workers] == ["h100", "h200"]
+    with pytest.raises(ConfigError, match=r"pools.*hardware.*unknown hardware 'h101'"):
+        load_config(write(tmp_path, text.replace("h100", "h101")))
 
 
 def test_overrides() -> None:

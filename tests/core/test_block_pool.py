@@ -40,8 +40,10 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def commit(self, data: st.DataObject) -> None:
         blocks = data.draw(st.sampled_from(self.holders))
-        block = data.draw(st.sampled_from(blocks))
-        self.pool.commit(block, data.draw(st.sampled_from(IDS[:16])))
+        first = data.draw(st.integers(0, len(blocks) - 1))
+        some = blocks[first : first + data.draw(st.integers(1, 3))]
+        ids = st.lists(st.sampled_from(IDS[:16]), min_size=len(some), max_size=len(some))
+        self.pool.commit(some, data.draw(ids))
 
     @rule(start=st.integers(0, 15), length=st.integers(1, 6))
     def share(self, start: int, length: int) -> None:
@@ -79,8 +81,7 @@ TestPool.settings = settings(max_examples=120, stateful_step_count=40, deadline=
 def test_least_recently_used_goes_first_and_tails_before_heads() -> None:
     pool = BlockPool(4, SIZE)
     first, second = pool.allocate(2), pool.allocate(2)
-    for block, block_id in zip([*first, *second], IDS, strict=False):
-        pool.commit(block, block_id)
+    pool.commit([*first, *second], IDS[:4])
     pool.release(first)
     pool.release(second)
     assert pool.allocate(1) == [first[1]], "the tail of the oldest"
@@ -106,8 +107,7 @@ def test_integrity_check_notices_a_leak() -> None:
 def test_fits_counts_idle_matches_once() -> None:
     pool = BlockPool(3, SIZE)
     blocks = pool.allocate(2)
-    for block, block_id in zip(blocks, IDS, strict=False):
-        pool.commit(block, block_id)
+    pool.commit(blocks, IDS[:2])
     pool.release(blocks)
     matched = pool.match(IDS[:2])
     assert pool.fits(matched, 1)

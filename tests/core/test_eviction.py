@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import precondition, rule
 
-from tests.core.test_block_pool import BLOCKS, SIZE, PoolMachine
+from tests.core.test_block_pool import BLOCKS, IDS, SIZE, PoolMachine
+from workers.core import eviction
 from workers.core.block_pool import BlockPool
 from workers.core.eviction import LRU, REMEMBERED, Adaptive, make_eviction
 from workers.core.hashing import BlockId
@@ -17,7 +20,22 @@ from workers.core.hashing import BlockId
 class AdaptivePoolMachine(PoolMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.pool = BlockPool(BLOCKS, SIZE, Adaptive(BLOCKS))
+        self.policy = Adaptive(BLOCKS)
+        self.pool = BlockPool(BLOCKS, SIZE, self.policy)
+        self.waiting: list[list[BlockId]] = []
+
+    @rule(start=st.integers(0, 15), length=st.integers(1, 6))
+    def wait(self, start: int, length: int) -> None:
+        self.waiting.append(IDS[start : start + length])
+        self.pool.expect(self.waiting[-1])
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def settle(self, data: st.DataObject) -> None:
+        index = data.draw(st.integers(0, len(self.waiting) - 1))
+        self.pool.settle(self.waiting.pop(index))
+        expected = {block_id for ids in self.waiting for block_id in ids}
+        assert set(self.policy._expected) == expected
 
 
 TestAdaptivePool = AdaptivePoolMachine.TestCase
@@ -33,8 +51,7 @@ def use(pool: BlockPool, blocks: Sequence[BlockId]) -> int:
     matched = pool.match(blocks)
     pool.acquire(matched)
     held = matched + pool.allocate(len(blocks) - len(matched))
-    for block, block_id in zip(held, blocks, strict=True):
-        pool.commit(block, block_id)
+    pool.commit(held, blocks)
     pool.release(held)
     pool.check_integrity([])
     return len(matched)
@@ -131,6 +148,84 @@ def test_memory_is_bounded(prompts: list[int]) -> None:
     for prompt in prompts:
         use(pool, ids(str(prompt), 1 + prompt % 5))
     assert len(policy._met) <= (1 + REMEMBERED) * 8
+    assert len(policy._rival._kept) <= 8
+    assert len(policy._block_of) == len(policy) <= 8
+
+
+@pytest.mark.parametrize(("name", "kept"), [("adaptive", 6), ("lru", 0)])
+def test_what_a_waiting_prompt_will_read_is_spared(name: str, kept: int) -> None:
+    pool = BlockPool(18, SIZE, make_eviction(name, 18))
+    oldest = ids("oldest", 6)
+    for prompt in (oldest, ids("second", 6), ids("third", 6)):
+        use(pool, prompt)
+    pool.expect(oldest)
+    use(pool, ids("new", 8))
+    assert len(pool.match(oldest)) == kept
+    pool.settle(oldest)
+    use(pool, ids("newer", 6))
+    assert pool.match(oldest) == [], "waits no more, and is the oldest"
+
+
+def test_where_all_is_expected_the_tail_goes_first() -> None:
+    pool = BlockPool(10, SIZE, Adaptive(10))
+    chat = ids("chat", 10)
+    use(pool, chat)
+    pool.expect(chat)
+    use(pool, ids("new", 4))
+    assert len(pool.match(chat)) == 6
+
+
+def scanned() -> Iterator[list[BlockId]]:
+    for number in range(150):
+        yield ids(f"once {number}", 6)
+        yield ids(f"chat {number % 3}", 5)
+
+
+def looped() -> Iterator[list[BlockId]]:
+    for number in range(400):
+        yield ids(f"chat {number % 9}", 5)
+
+
+def zipf() -> Iterator[list[BlockId]]:
+    rng = random.Random(1)
+    weights = [1 / rank for rank in range(1, 60)]
+    for number in rng.choices(range(59), weights, k=500):
+        yield ids(f"prompt {number}", 1 + number % 7)
+
+
+def shifting() -> Iterator[list[BlockId]]:
+    rng = random.Random(2)
+    for number in range(500):
+        yield ids(f"prompt {number // 100} {min(rng.randrange(30), rng.randrange(30))}", 4)
+
+
+def fooling() -> Iterator[list[BlockId]]:
+    """Conversations come back until protection looks founded. From then on each prompt comes a
+    second time after four others, which LRU has room for, and is over when it looks like one."""
+    for number in range(60):
+        yield ids(f"once {number}", 5)
+        yield ids(f"chat {number % 4}", 5)
+    for number in range(300):
+        yield ids(f"late {number}", 5)
+        if number >= 4:
+            yield ids(f"late {number - 4}", 5)
+
+
+def hits(name: str, prompts: Iterator[list[BlockId]]) -> int:
+    pool = BlockPool(50, SIZE, make_eviction(name, 50))
+    return sum(use(pool, prompt) for prompt in prompts)
+
+
+@pytest.mark.parametrize("pattern", [scanned, looped, zipf, shifting, fooling])
+def test_whatever_comes_it_is_hardly_worse_than_lru(pattern) -> None:
+    lru = hits("lru", pattern())
+    assert hits("adaptive", pattern()) >= 0.98 * lru > 0
+
+
+def test_it_is_lru_itself_that_it_is_measured_against(monkeypatch) -> None:
+    """Without the rival the same prompts fool it."""
+    monkeypatch.setattr(eviction, "BEHIND", 1.0)
+    assert hits("adaptive", fooling()) < 0.98 * hits("lru", fooling())
 
 
 def test_names() -> None:

@@ -464,7 +464,7 @@ def test_a_block_of_two_shards_is_told_once_and_removed_with_the_last() -> None:
     blocks = [pool.allocate(4) for pool in pools.shards]
     assert blocks == [[0, 1, 2, 3], [4, 5, 6, 7]]
     for pool, own in zip(pools.shards, blocks, strict=True):
-        pool.commit(own[0], b"same")
+        pool.commit([own[0]], [b"same"])
     assert [(e.kind, e.blocks) for e in pools.events.take()] == [(EventKind.STORED, (b"same",))]
     assert pools.cached_ids() == [b"same"]
     for shard, told in ((0, []), (1, [(EventKind.REMOVED, (b"same",))])):

@@ -50,7 +50,7 @@ def test_events_survive_packing(raw: list[tuple[EventKind, list[bytes]]]) -> Non
 def test_event_log_packs_neighbours() -> None:
     log = EventLog()
     for kind, block in (("stored", b"a"), ("stored", b"b"), ("removed", b"a"), ("stored", b"c")):
-        log.record(EventKind(kind), block)
+        log.record(EventKind(kind), (block,))
     assert [(e.kind, e.blocks) for e in log.take()] == [
         (EventKind.STORED, (b"a", b"b")),
         (EventKind.REMOVED, (b"a",)),

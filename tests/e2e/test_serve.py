@@ -20,9 +20,20 @@ from openai import APIError, APIStatusError, AsyncOpenAI, AsyncStream, BadReques
 from openai.types import Completion
 from prometheus_client.parser import text_string_to_metric_families
 
+from cluster.bench.workload import read_trace
 from cluster.model_source import demo_model
+from cluster.simulator.arrivals import read_arrivals
+from cluster.simulator.route import Setup, simulate
 from tests.cluster.processes import children, gone, is_alive
-from tests.e2e.serving import ANY_PORTS, KVASIR, Serving, kvasir, kvasir_serve, refused_serve
+from tests.e2e.serving import (
+    ANY_PORTS,
+    KVASIR,
+    PATIENCE_S,
+    Serving,
+    kvasir,
+    kvasir_serve,
+    refused_serve,
+)
 from workers.wire import common_pb2 as common
 from workers.wire import inference_pb2 as inference
 from workers.wire import inference_pb2_grpc
@@ -149,11 +160,26 @@ async def test_the_other_commands(cluster: Serving, client: AsyncOpenAI, tmp_pat
     agreed = kvasir("fsck", f"--router={cluster.grpc}")
     assert agreed.count(" ok") == 2 and "differs" not in agreed, agreed
     assert "Paris" in kvasir("chat", url, text=f"{QUESTIONS[0]}\n{QUESTIONS[2]}\n")
+    trace, steps = tmp_path / "run.jsonl.gz", tmp_path / "steps.jsonl"
+    recording = subprocess.Popen(
+        [*KVASIR, "record", f"--router={cluster.grpc}", f"--out={trace}", f"--steps={steps}"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert recording.stdout is not None and "recording" in recording.stdout.readline()
     load = ("--requests=6", "--rate=20", "--input=40", "--output=5", "--shared-prefix=32")
     assert "goodput" in kvasir("bench", "serve", url, *load, "--slo=ttft=60s", f"--json={report}")
     figures = json.loads(report.read_text())
     assert (figures["requests"], figures["errors"], figures["good_requests"]) == (6, 0, 6)
     assert (figures["input_tokens"], figures["output_tokens"]) == (240, 30)
+    await asyncio.sleep(1.0)  # the workers' last steps are reported
+    recording.send_signal(signal.SIGINT)
+    said, _ = recording.communicate(timeout=PATIENCE_S)
+    assert recording.returncode == 0 and "7 ok" in said, said
+    assert [job.input_tokens for job in read_trace(trace)][1:] == [40] * 6, "behind the first try"
+    measured = [json.loads(line) for line in steps.read_text().splitlines()]
+    assert sum(step["prefill_tokens"] for step in measured if step["role"] == "prefill") >= 40
+    assert all(step["seconds"] > 0 for step in measured)
+    assert simulate(read_arrivals(trace), Setup(workers=2, cache_tokens=1000)).hit > 0
     await cluster.idle()
 
 

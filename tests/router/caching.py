@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 import grpc
 
-from router.index.expecting import ExpectingIndex
 from router.index.fsck import Fsck
 from router.index.redis_log import RedisLog
 from router.index.redis_reader import RedisReader
 from router.pool import Pool
 from router.registry_reader import RegistryReader
+from router.sharing.blocks import ToldIndex
+from router.sharing.channel import Channel
+from router.sharing.sharing import Sharing
 from tests.router.fleet import BLOCK, LIMITS, FakeWorker, Fleet, until
 from workers.core.block_pool import BlockPool
 from workers.core.clock import SystemClock
@@ -65,8 +67,7 @@ class CachingWorker(FakeWorker):
         self.pool.acquire(cached)
         new = ids[len(cached) :]
         blocks = self.pool.allocate(len(new))
-        for number, block_id in zip(blocks, new, strict=True):
-            self.pool.commit(number, block_id)
+        self.pool.commit(blocks, new)
         self.pool.release([*cached, *blocks])
 
     async def Snapshot(
@@ -86,10 +87,11 @@ class RouterSide:
     """What one router knows."""
 
     pool: Pool
-    index: ExpectingIndex
+    index: ToldIndex
     log: RedisLog
     reader: RedisReader
     fsck: Fsck
+    sharing: Sharing
 
     async def mirrors(self, *workers: CachingWorker) -> None:
         """Until it believes exactly what these cache."""
@@ -106,16 +108,19 @@ class RouterSide:
 async def router_side(url: str, max_blocks: int = 1 << 16) -> AsyncIterator[RouterSide]:
     async with connect_redis(url) as client:
         registry, clock = RegistryReader(client, url, CLUSTER), SystemClock()
-        index = ExpectingIndex(clock, max_blocks)
+        index = ToldIndex(clock, max_blocks)
         reader = RedisReader(client, CLUSTER)
         log = RedisLog(reader, index, clock)
-        async with Pool(LIMITS.worker_silence_s, [log]) as pool:
+        sharing = Sharing(Channel(client, CLUSTER), clock, index)
+        async with Pool(LIMITS.worker_silence_s, [log, sharing]) as pool:
             tasks = [
                 asyncio.create_task(registry.run(pool.sync, pool.redis_lost)),
                 asyncio.create_task(log.run()),
+                asyncio.create_task(sharing.run()),
             ]
             try:
-                yield RouterSide(pool, index, log, reader, Fsck(pool, index, log, reader, clock))
+                fsck = Fsck(pool, index, log, reader, clock)
+                yield RouterSide(pool, index, log, reader, fsck, sharing)
             finally:
                 for task in tasks:
                     task.cancel()

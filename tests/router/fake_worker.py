@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from workers.core.errors import KvasirError
 from workers.core.roles import RoleName
+from workers.decode_server import DecodeServer
 from workers.wire import common_pb2 as common
 from workers.wire import worker_pb2 as worker
 from workers.wire import worker_pb2_grpc as worker_grpc
@@ -33,6 +35,14 @@ BLOCK = 4
 
 def token_at(position: int) -> int:
     return 100 + position * 7 % 800
+
+
+class Refused(KvasirError):
+    """Ends a call with any status."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code: Any = code
 
 
 @dataclass
@@ -61,12 +71,15 @@ class FakeWorker(worker_grpc.WorkerServicer):
         self.hold_at: int | None = None  # no sequence gets beyond this position
         self.gate = asyncio.Event()  # what words "gate ..." wait for
         self.active = 0
+        self.decode_streams = 0
         self.renewed: list[str] = []
         self.released: list[tuple[str, int]] = []
         self.cancelled: list[str] = []
         self.blocks: list[bytes] = []
         self.blocks_total = 256
         self.quarantined: list[str] = []
+        self.steps: list[worker.StepReport] = []  # told with every report
+        self.transfers: list[worker.TransferReport] = []
         self.waiting = 0
         self.event_seq = 0
         self.state = "ready"
@@ -136,12 +149,22 @@ class FakeWorker(worker_grpc.WorkerServicer):
             kv_bytes_per_token=1000,
             step_tokens=BLOCK,
             quarantined=self.quarantined,
+            steps=self.steps,
+            transfers=self.transfers,
             waiting=self.waiting,
         )
 
     async def Prefill(
         self, request: worker.PrefillRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[worker.PrefillEvent]:
+        try:
+            async with aclosing(self._prefill(request)) as events:
+                async for event in events:
+                    yield event
+        except Refused as error:
+            await context.abort(grpc.StatusCode[error.code], error.message)
+
+    async def _prefill(self, request: worker.PrefillRequest) -> AsyncGenerator[worker.PrefillEvent]:
         self.calls.append(request)
         word = self.script.popleft() if self.script else "ok"
         spec = request.sequence
@@ -149,18 +172,18 @@ class FakeWorker(worker_grpc.WorkerServicer):
         delivered = False
         with self._running():
             try:
-                await self._act(word, "before", context)
+                await self._act(word, "before")
                 self.tickets[ticket.id] = 0
                 computed = self.computed[ticket.id] = asyncio.Event()
                 yield worker.PrefillEvent(
                     attempt=spec.attempt, opened=worker.Opened(ticket=ticket, cached_tokens=2)
                 )
-                await self._act(word, "opened", context)
+                await self._act(word, "opened")
                 finish = self._finish(spec, len(spec.token_ids) + 1)
                 if finish:
                     del self.tickets[ticket.id]
                 computed.set()
-                await self._act(word, "computed", context)
+                await self._act(word, "computed")
                 position = len(spec.token_ids)
                 token = common.Token(id=token_at(position), position=position)
                 first = worker.FirstToken(token=token, finish_reason=finish)
@@ -176,39 +199,47 @@ class FakeWorker(worker_grpc.WorkerServicer):
                     self.tickets.pop(ticket.id, None)
 
     async def Decode(
-        self, request: worker.DecodeRequest, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[worker.DecodeEvent]:
+        self, requests: AsyncIterator[worker.DecodeCall], context: grpc.aio.ServicerContext
+    ) -> None:
+        self.decode_streams += 1
+        try:
+            server = DecodeServer(self._decode, context.write, most_calls=1000)
+            await server.serve(aiter(requests), asyncio.Event())
+        finally:
+            self.decode_streams -= 1
+
+    async def _decode(self, request: worker.DecodeRequest) -> AsyncIterator[worker.DecodeEvent]:
         self.calls.append(request)
         word = self.script.popleft() if self.script else "ok"
         spec = request.sequence
         with self._running():
-            await self._act(word, "before", context)
+            await self._act(word, "before")
             position = len(spec.token_ids)
             if request.HasField("ticket"):
-                position = await self._redeem(request, context)
-            await self._act(word, "redeemed", context)
+                position = await self._redeem(request)
+            await self._act(word, "redeemed")
             live = self.live[spec.request_id] = Live(position)
             try:
                 for event in self._admitted(request):
                     yield event
-                async for event in self._decode(spec, live, word, context):
+                async for event in self._tokens_of(spec, live, word):
                     yield event
             finally:
                 self.tickets.pop(live.ticket, None)
                 if self.live.get(spec.request_id) is live:
                     del self.live[spec.request_id]
 
-    async def _decode(
-        self, spec: worker.SequenceSpec, live: Live, word: str, context: grpc.aio.ServicerContext
+    async def _tokens_of(
+        self, spec: worker.SequenceSpec, live: Live, word: str
     ) -> AsyncIterator[worker.DecodeEvent]:
         sent = 0
         while True:
-            await self._act(word, f"after {sent}", context)
+            await self._act(word, f"after {sent}")
             if not live.ticket and (live.asked or self.state == "draining"):
                 yield self._offer(spec, live)
-                await self._act(word, "offered", context)
+                await self._act(word, "offered")
             if live.taken.is_set():
-                await self._act(word, "moved", context)
+                await self._act(word, "moved")
                 yield worker.DecodeEvent(attempt=spec.attempt, moved=worker.Moved())
                 return
             if self.hold_at is not None and live.position >= self.hold_at:
@@ -260,25 +291,23 @@ class FakeWorker(worker_grpc.WorkerServicer):
             return [event(position + 1, spec.attempt, token_at(position + 1))]
         return [due]
 
-    async def _redeem(
-        self, request: worker.DecodeRequest, context: grpc.aio.ServicerContext
-    ) -> int:
+    async def _redeem(self, request: worker.DecodeRequest) -> int:
         """Waits for the first token, or stops who decodes it; returns the next position."""
         spec, ticket = request.sequence, request.ticket
         holder = self._fleet.workers[ticket.prefill.id]
         if not holder.running:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the sender is gone")
+            raise Refused("UNAVAILABLE", "the sender is gone")
         seen = holder.tickets.get(ticket.id)
         if seen is None or holder.incarnation != ticket.prefill.incarnation:
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "no such ticket")
+            raise Refused("FAILED_PRECONDITION", "no such ticket")
         if seen is not None and request.epoch <= seen:
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "an old epoch")
+            raise Refused("FAILED_PRECONDITION", "an old epoch")
         holder.tickets[ticket.id] = request.epoch
         if (computed := holder.computed.get(ticket.id)) is not None:
             await computed.wait()
         await asyncio.sleep(self.fetch_s)
         if holder.tickets.get(ticket.id) != request.epoch:
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "it ended meanwhile")
+            raise Refused("FAILED_PRECONDITION", "it ended meanwhile")
         del holder.tickets[ticket.id]
         if computed is not None:
             return ticket.num_tokens + 1
@@ -286,15 +315,18 @@ class FakeWorker(worker_grpc.WorkerServicer):
         live.taken.set()
         return live.position
 
-    async def _act(self, word: str, moment: str, context: grpc.aio.ServicerContext) -> None:
-        """Words: "<what> <moment>"; a bare status code refuses the call at once."""
+    async def _act(self, word: str, moment: str) -> None:
+        """Words: "<what> <moment>"; a bare status code refuses the call at once, "<code> gate
+        <moment>" when the gate is open."""
         what, _, when = word.partition(" ")
-        if when == moment and what in grpc.StatusCode.__members__:
-            await context.abort(grpc.StatusCode[what], f"scripted {word}")
+        if what in grpc.StatusCode.__members__ and when in (moment, f"gate {moment}"):
+            if when != moment:
+                await self.gate.wait()
+            raise Refused(what, f"scripted {word}")
         if word == f"gate {moment}":
             await self.gate.wait()
         if moment == "before" and word in grpc.StatusCode.__members__:
-            await context.abort(grpc.StatusCode[word], f"scripted {word}")
+            raise Refused(word, f"scripted {word}")
         if word == f"die {moment}":
             self._fleet.spawn(self.kill())
             await asyncio.sleep(60)

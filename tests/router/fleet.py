@@ -13,20 +13,20 @@ from router.config import Limits
 from router.dispatch import Dispatcher
 from router.flight import Emission
 from router.index.expecting import ExpectingIndex
-from router.latency import LatencyModel, RooflineModel
+from router.latency import FittedLatency, LatencyModel
 from router.metrics import RouterMetrics
-from router.placement.placement import Placement
+from router.placement.placement import Disaggregation, Placement
 from router.pool import Pool
 from tests.router.fake_worker import BLOCK as BLOCK
 from tests.router.fake_worker import FakeWorker as FakeWorker
 from tests.router.fake_worker import token_at as token_at
 from workers.core.clock import SystemClock
-from workers.core.hardware import ModelShape, hardware
 from workers.core.request import Request, SamplingParams
 from workers.core.roles import RoleName
+from workers.models.config import read_shape
 from workers.wire.redis_keys import ReplicaRecord
 
-SHAPE = ModelShape(2, 64, 4, 2, 16, 128, 1000)
+SHAPE = read_shape("tiny")
 
 
 class Fleet:
@@ -76,6 +76,7 @@ class House:
     index: ExpectingIndex
     metrics: RouterMetrics
     dispatcher: Dispatcher
+    placement: Placement
     clock: SystemClock
 
     async def tokens(self, request: Request) -> list[Emission]:
@@ -89,7 +90,10 @@ LIMITS = Limits(
 
 @asynccontextmanager
 async def house(
-    *names: str, limits: Limits = LIMITS, latency: LatencyModel | None = None
+    *names: str,
+    limits: Limits = LIMITS,
+    latency: LatencyModel | None = None,
+    disaggregation: Disaggregation = "remote",
 ) -> AsyncIterator[House]:
     """`names` like "prefill-1" or "aggregated-1"; all up when the block begins."""
     fleet = Fleet()
@@ -98,18 +102,18 @@ async def house(
             await fleet.add(name, name.partition("-")[0])
         metrics, clock = RouterMetrics(), SystemClock()
         index = ExpectingIndex(clock)
-        latency = latency or RooflineModel(SHAPE, hardware("cpu"))
-        placement = Placement(latency, random.Random(7))
+        latency = latency or FittedLatency(SHAPE)
+        placement = Placement(latency, random.Random(7), disaggregation=disaggregation)
         async with (
             Pool(limits.worker_silence_s, [metrics]) as pool,
             Dispatcher(pool, placement, index, latency, limits, clock, metrics) as dispatcher,
         ):
             pool.sync(fleet.records())
             await until(lambda: all(replica.up for replica in pool))
-            yield House(fleet, pool, index, metrics, dispatcher, clock)
+            yield House(fleet, pool, index, metrics, dispatcher, placement, clock)
             pool.check_integrity()
             for replica in pool:
-                assert not replica.assignments, replica.tell()
+                assert not len(replica.assignments), replica.tell()
             assert dispatcher.tickets_held == 0
     finally:
         await fleet.close()

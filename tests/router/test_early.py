@@ -9,21 +9,20 @@ from dataclasses import replace
 
 import pytest
 
-from router.latency import RooflineModel
+from router.latency import FittedLatency
 from router.placement.binding import Overlap, Timing
 from tests.router.fleet import SHAPE, FakeWorker, House, house, request, token_at, until
 from tests.router.test_dispatch import check_output
-from workers.core.hardware import hardware
 from workers.core.request import Request
 
 NAMES = ("prefill-1", "decode-1")
 
 
-class SlowEverything(RooflineModel):
+class SlowEverything(FittedLatency):
     """Predicts prefills and transfers so long that overlapping them pays."""
 
     def __init__(self) -> None:
-        super().__init__(SHAPE, hardware("cpu"))
+        super().__init__(SHAPE)
 
     def prefill_s(self, replica: str, new_tokens: int, context_tokens: int) -> float:
         return new_tokens / 10

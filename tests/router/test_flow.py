@@ -36,7 +36,7 @@ class Replicas:
     def servers(self) -> int:
         return self.count
 
-    def backlog_s(self, unplaced_s: float, *, background: bool) -> float:
+    def backlog_s(self, unplaced_s: float, *, background: bool, itl_s: float | None) -> float:
         now = asyncio.get_running_loop().time()
         return unplaced_s / self.count + min(max(0.0, at - now) for at in self.free_at)
 

@@ -19,10 +19,9 @@ from router.flow.classes import SloConfig
 from router.flow.control import FlowControl
 from router.flow.room import PoolRoom
 from router.generation import RouterGenerator
-from router.latency import RooflineModel
+from router.latency import FittedLatency
 from tests.router.fleet import SHAPE, House, house, until
 from workers.core.errors import ContextTooLong
-from workers.core.hardware import hardware
 from workers.core.request import SamplingParams
 from workers.text import Tokenizer
 
@@ -50,13 +49,13 @@ class Inside:
 async def inside(*names: str) -> AsyncIterator[Inside]:
     async with house(*(names or ("prefill-1", "decode-1"))) as parts:
         tokenizer = Tokenizer.load(str(DEMO))
-        latency = RooflineModel(SHAPE, hardware("cpu"))
+        latency = FittedLatency(SHAPE)
         generator = RouterGenerator(
             ModelCard("demo", 512, 0),
             tokenizer.vocab_size,
             tokenizer,
             parts.pool,
-            FlowControl(SloConfig(), PoolRoom(parts.pool, latency), parts.clock),
+            FlowControl(SloConfig(), PoolRoom(parts.pool, latency, parts.placement), parts.clock),
             parts.dispatcher,
             parts.metrics,
             parts.clock,
@@ -71,7 +70,7 @@ def chat(text: str) -> Prompt:
 
 async def test_what_cannot_fit_is_never_tokenised(monkeypatch: pytest.MonkeyPatch) -> None:
     async with inside() as it:
-        monkeypatch.setattr(it.tokenizer, "_backend", None)
+        monkeypatch.setattr(it.tokenizer, "cache", None)
         monkeypatch.setattr(generation, "check_token_ids", None)
         with pytest.raises(ContextTooLong, match=r"at least \d+ tokens.* is 512 tokens") as caught:
             await it.ask(TOO_LONG)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from router.config import RouterConfig, load_config, read_model_config
+from router.config import RouterConfig, load_config
 from router.flight import RetryBudget
 from workers.core.errors import ConfigError, InvalidRequest, Overloaded, Unavailable
 from workers.core.request import SamplingParams
@@ -136,14 +136,3 @@ def test_config_names_file_key_and_fault(tmp_path: Path) -> None:
     config = RouterConfig(model="m", served_name="s")
     path.write_text(config.model_dump_json())
     assert load_config(path) == config
-
-
-def test_model_config_names_the_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"config\.json"):
-        read_model_config(str(tmp_path))
-    (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(ConfigError, match="not a JSON object"):
-        read_model_config(str(tmp_path))
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match="not JSON"):
-        read_model_config(str(tmp_path))

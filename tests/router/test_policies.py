@@ -12,7 +12,6 @@ from router.placement.policies.hashing import ConsistentHash
 from router.placement.policies.kvasir import Kvasir
 from router.placement.policies.names import POLICY_NAMES, PolicyName, make_policy
 from router.placement.policies.policy import Policy
-from router.replica import Assignment
 from tests.router.test_placement import replica
 
 
@@ -30,7 +29,8 @@ def among(
     """Replicas a, b, ...: a second computes 100 tokens."""
     replicas = [replica(name) for name, _ in zip("abcdefgh", cached, strict=False)]
     for each, count in zip(replicas, requests or [0] * len(cached), strict=True):
-        each.assignments.update(Assignment(0, tokens) for _ in range(count))
+        for _ in range(count):
+            each.assignments.add(0, tokens)
     return Candidates(replicas, cached, wait_s, [(tokens - hit) / 100 for hit in cached])
 
 
@@ -109,7 +109,7 @@ def test_a_bound_hands_on_what_is_too_much() -> None:
     chosen = ConsistentHash("session", bound=1.25)
     for _ in range(40):
         place = chosen.choose(need(session=b"one"), columns)
-        columns.replicas[place].assignments.add(Assignment(0, 1))
+        columns.replicas[place].assignments.add(0, 1)
     loads = [each.num_seqs for each in columns.replicas]
     assert max(loads) <= 13 and min(loads) > 0
 

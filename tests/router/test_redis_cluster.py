@@ -70,6 +70,8 @@ async def test_workers_and_routers_meet_through_any_node(nodes: list[RedisServer
             answer = await side.fsck.run(repair=False)
             assert answer.redis_up and not answer.orphans
             assert sorted(found.log_blocks for found in answer.replicas) == [1, 2], answer
+        await until(lambda: there.sharing.id in here.sharing.peers)
+        await until(lambda: here.sharing.id in there.sharing.peers)
     assert sorted(client.dbsize() > 0 for client in clients) == [False, True], "one slot has all"
     for client in clients:
         client.close()

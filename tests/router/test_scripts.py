@@ -8,11 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from router.config import Limits
-from router.latency import RooflineModel
+from router.latency import FittedLatency
 from tests.router.fleet import SHAPE, FakeWorker, House, house, request, until
 from tests.router.test_dispatch import check_output
 from tests.router.test_early import SlowEverything
-from workers.core.hardware import hardware
 
 LIMITS = Limits(retry_attempts=60, retry_s=60.0, worker_wait_s=60.0, worker_silence_s=1.0)
 ERRORS = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION")
@@ -44,7 +43,7 @@ def scripts(names: tuple[str, ...]) -> st.SearchStrategy[dict[str, list[str]]]:
 
 async def play(script: dict[str, list[str]], early: bool, moves: list[int]) -> None:
     """One request, asked to move at each of `moves` tokens; who died is started again."""
-    latency = SlowEverything() if early else RooflineModel(SHAPE, hardware("cpu"))
+    latency = SlowEverything() if early else FittedLatency(SHAPE)
     async with house(*script, limits=LIMITS, latency=latency) as inside:
         await until(lambda: all(r.load.kv_bytes_per_token for r in inside.pool))
         for name, words in script.items():

@@ -21,12 +21,14 @@ from router.flow.classes import SloClass, SloConfig
 from tests.router.fleet import Fleet, token_at, until
 from tests.router.tiny_model import write_model
 from workers.core.errors import ConfigError
+from workers.core.step_work import MeasuredStep, StepWork
 from workers.wire import admin_pb2 as admin
 from workers.wire import admin_pb2_grpc as admin_grpc
 from workers.wire import common_pb2 as common
 from workers.wire import inference_pb2 as inference
 from workers.wire import inference_pb2_grpc as inference_grpc
 from workers.wire import worker_pb2 as worker
+from workers.wire.codec import step_to_wire
 
 NAMES = ("prefill-1", "decode-1")
 
@@ -70,6 +72,7 @@ async def router(
         admin=Address(port=0),
         replicas=tuple(fleet.records()),
         slo=slo or SloConfig(),
+        disaggregation="remote",
         limits=Limits(
             **{"worker_wait_s": 0.3, "worker_silence_s": 1.0, "shutdown_s": 1.0} | limits
         ),
@@ -348,6 +351,33 @@ async def test_models_health_reflection_and_status(tmp_path: Path) -> None:
             ("prefill-1", "prefill", "ready"),
             ("decode-1", "decode", "ready"),
         }
+
+
+async def test_status_and_metrics_say_how_right_predictions_are(tmp_path: Path) -> None:
+    async with router(tmp_path, *NAMES) as client, httpx.AsyncClient() as http:
+        work = StepWork.decode(8, 800)
+        client.fleet["decode-1"].steps = [step_to_wire(MeasuredStep(work, 0.5))]
+        transfer = worker.TransferReport(sender="prefill-1", num_bytes=10_000_000, seconds=3.0)
+        client.fleet["decode-1"].transfers = [transfer]
+        await client.generate(sampling=sampling(), text="w5 w6 w7")
+        told: dict[str, list[admin.Prediction]] = {}
+        kinds: set[str] = set()
+        async with asyncio.timeout(10.0):
+            while kinds != {"TTFT", "FIRST_GAP"} or not told["decode-1"]:
+                await asyncio.sleep(0.02)
+                status = await client.admin.Status(admin.StatusRequest())
+                told = {each.load.replica.id: list(each.predictions) for each in status.replicas}
+                kinds = {each.kind for each in status.requests}
+        found = {each.kind: each for each in told["decode-1"]}
+        assert set(found) == {"decode step", "transfer"} and not told["prefill-1"]
+        assert found["decode step"].actual_s == 0.5 and found["transfer"].actual_s == 3.0
+        assert found["decode step"].count > 0 and found["decode step"].predicted_s > 0
+        ttft = next(each for each in status.requests if each.kind == "TTFT")
+        assert ttft.count == 1 and ttft.error == abs(ttft.bias)
+        assert ttft.bias == pytest.approx((ttft.predicted_s - ttft.actual_s) / ttft.actual_s)
+        text = (await http.get(f"http://{client.ports.admin}/metrics")).text
+        assert 'kvasir_prediction_error{kind="decode step",replica="decode-1"}' in text
+        assert 'kvasir_prediction_bias{kind="TTFT",replica=""}' in text
 
 
 async def test_tickets_are_gathered_from_the_workers(tmp_path: Path) -> None:

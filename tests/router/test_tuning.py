@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from router.flow.classes import SloClass, SloConfig
 from router.flow.control import IN_USE_S, FlowControl, Wish
 from router.flow.tuning import EngineTuner, Sizes
-from router.latency import MeasuredStep
+from router.latency import HardwareClass, MeasuredTransfer
+from router.placement.ways import MARGIN
 from router.replica import Replica, ReplicaState
-from router.transfer_times import MeasuredTransfer
 from router.worker_client import WorkerFailed
 from workers.core.clock import VirtualClock, run_virtual
 from workers.core.roles import RoleName
+from workers.core.step_work import MeasuredStep, StepWork
 from workers.wire import worker_pb2 as worker
 from workers.wire.redis_keys import ReplicaRecord
 
@@ -32,6 +33,11 @@ class Milliseconds:
 
     def transfer_s(self, num_bytes: int, sender: str, receiver: str) -> float:
         return 0.0
+
+    def step_s(self, replica: str, work: StepWork) -> float:
+        return (work.prefill_tokens + work.decode_seqs) / 1e3
+
+    def placed(self, replica: str, hardware_class: HardwareClass, step_tokens: int) -> None: ...
 
     def observe(self, replica: str, steps: Sequence[MeasuredStep]) -> None: ...
 
@@ -81,14 +87,19 @@ def sizes(role: RoleName, itl_s: float | None, running: int = 0) -> Sizes:
     return EngineTuner([replica], Milliseconds(), lambda: itl_s).sizes(replica)
 
 
+def kept(itl_s: float) -> float:
+    """The target that steps of `itl_s` keep with the margin that predictions need."""
+    return itl_s / (1 - MARGIN) + 1e-9
+
+
 def test_a_decode_batch_fills_the_target_and_a_chunk_what_is_left_of_it() -> None:
-    assert sizes("decode", 0.020) == Sizes(20, 20)
-    assert sizes("decode", 0.020, running=4) == Sizes(20, 20)  # 16 ms of prompt, 4 decodes
-    assert sizes("decode", 0.100) == Sizes(32, 100)
+    assert sizes("decode", kept(0.020)) == Sizes(20, 20)
+    assert sizes("decode", kept(0.020), running=4) == Sizes(20, 20)  # 16 ms of prompt, 4 decodes
+    assert sizes("decode", kept(0.100)) == Sizes(32, 100)
 
 
 def test_who_also_prefills_keeps_half_of_each_step_for_it() -> None:
-    assert sizes("aggregated", 0.040, running=30) == Sizes(20, 40)
+    assert sizes("aggregated", kept(0.040), running=30) == Sizes(20, 40)
 
 
 def test_without_a_target_that_can_be_kept_sizes_are_as_started() -> None:
@@ -99,7 +110,7 @@ def test_without_a_target_that_can_be_kept_sizes_are_as_started() -> None:
 
 async def test_workers_are_told_what_they_do_not_report_yet() -> None:
     replica, client = replica_of("decode")
-    target = 0.020
+    target = kept(0.020)
     tuner = EngineTuner([replica], Milliseconds(), lambda: target)
     client.fails = True
     await tuner.look()
@@ -111,7 +122,7 @@ async def test_workers_are_told_what_they_do_not_report_yet() -> None:
     assert len(client.told) == 1, "it has what it should have"
     report(replica, MOST)  # it was started again
     await tuner.look()
-    target = 0.0205
+    target = kept(0.0205)
     report(replica, client.told[-1])
     await tuner.look()
     assert client.told == [Sizes(20, 20)] * 2, "so small a change is not worth a message"
@@ -148,5 +159,5 @@ class NoRoom:
 
     servers = 0
 
-    def backlog_s(self, unplaced_s: float, *, background: bool) -> float:
+    def backlog_s(self, unplaced_s: float, *, background: bool, itl_s: float | None) -> float:
         return 0.0

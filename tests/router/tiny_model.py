@@ -22,6 +22,12 @@ def write_model(folder: Path, context_length: int = 256) -> Path:
         json.dumps({"eos_token": "</s>", "chat_template": template})
     )
     config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10_000.0,
+        "tie_word_embeddings": True,
         "num_hidden_layers": 2,
         "hidden_size": 64,
         "num_attention_heads": 4,

@@ -30,7 +30,7 @@ def decision(*names: str) -> Decision:
     replicas = [replica(name, "decode") for name in names]
     count = len(replicas)
     among = Candidates(replicas, [0] * count, [0.5] * count, [0.1] * count, [0.2] * count)
-    return Decision(replicas[0], 0, among, {"gone": Refusal.NOT_UP})
+    return Decision(among, 0, {"gone": Refusal.NOT_UP})
 
 
 def new_trail(hands: Hands) -> Trail:

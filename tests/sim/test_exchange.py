@@ -153,6 +153,7 @@ def test_early_blocks_travel_while_later_ones_are_computed() -> None:
         assert receiver.bytes_at(range(20, 28)) == sender.bytes_at(range(8))
         assert fetched.seconds == pytest.approx(3.5)
         assert fetched.exposed_s == pytest.approx(0.5), "only the last range"
+        assert fetched.exposed_bytes == fetched.num_bytes / 4
 
     play(scene)
 
@@ -163,6 +164,7 @@ def test_all_of_a_late_transfer_is_exposed() -> None:
         sender, receiver = two(net)
         fetched = await receiver.take(sender.ticket("a", all_at_once(8)), range(20, 28))
         assert fetched.exposed_s == fetched.seconds == pytest.approx(2.0)
+        assert fetched.exposed_bytes == fetched.num_bytes
 
     play(scene)
 

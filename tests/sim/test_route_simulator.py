@@ -102,6 +102,25 @@ def test_nothing_beats_the_optimum_and_ours_comes_near_the_pool() -> None:
     assert ours.imbalance <= reference.imbalance + 0.03
 
 
+@pytest.mark.parametrize("workers", [4, 8, 16])
+def test_adaptive_eviction_is_not_worse_than_lru(workers: int) -> None:
+    played = read_arrivals(SYNTHETIC)
+    adaptive, lru = (
+        simulate(played, Setup(workers, 200_000, eviction=name)).hit for name in ("adaptive", "lru")
+    )
+    assert adaptive >= 0.98 * lru > 0
+
+
+def test_what_waits_in_the_queue_finds_what_was_cached_when_it_came() -> None:
+    """One worker of ten blocks. The second abcd comes while another prompt is before it."""
+    rows = [(0.0, 40, "abcd"), (20.0, 60, "uvwxyz"), (20.1, 60, "ghijkl"), (20.2, 41, "abcd")]
+    played = arrivals(*rows, (60.0, 10, ""))
+    hits = {
+        name: simulate(played, Setup(1, 100, eviction=name)).hit for name in ("adaptive", "lru")
+    }
+    assert hits == {"adaptive": pytest.approx(40 / 211), "lru": 0}
+
+
 def test_rounded_stamps_are_spread_and_others_are_not() -> None:
     played = read_arrivals(CONVERSATION)
     times = [request.at_s for request in played.requests]

@@ -19,13 +19,15 @@ from tests.redis_server import free_port
 from workers.peer_client import CHANNEL_OPTIONS
 from workers.wire import worker_pb2 as worker
 from workers.wire import worker_pb2_grpc as worker_grpc
+from workers.wire.decode_client import DecodeClient
 
 START_S = 150.0
 GRACE_S = 2.0  # a test that failed has left requests there
 
 
 class WorkerProcess:
-    """One `python -m workers`. `stub` speaks to it."""
+    """One `python -m workers`. `stub` speaks to it; `decode` starts a call of its Decode
+    stream."""
 
     def __init__(self, folder: Path, replica: str, role: str, model: Path, **config: Any) -> None:
         self.port = free_port()
@@ -53,6 +55,8 @@ class WorkerProcess:
             )
         self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.port}", CHANNEL_OPTIONS)
         self.stub = worker_grpc.WorkerStub(self._channel)
+        self._decodes = DecodeClient(self.stub.Decode)
+        self.decode = self._decodes.start
 
     async def ready(self) -> None:
         try:
@@ -82,6 +86,7 @@ class WorkerProcess:
         """SIGTERM and its exit code; SIGKILL after ten seconds, which fails."""
         self.process.send_signal(signal.SIGCONT)
         self.process.terminate()
+        await self._decodes.close()
         await self._channel.close()
         try:
             return await asyncio.to_thread(self.process.wait, 10)

@@ -7,7 +7,6 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 
 from tests.checkpoints import Example, Oracle, make_checkpoint
@@ -15,6 +14,7 @@ from tests.handoff import both, decode, decode_request, moving, opened, prefill
 from tests.workers.processes import workers
 from workers.core.request import Request, SamplingParams
 from workers.wire import worker_pb2 as worker
+from workers.wire.decode_client import DecodeFailed
 
 NEW_TOKENS = 10
 LENGTHS = (1, 2, 15, 16, 17, 33, 257, 1000, 3000)
@@ -72,7 +72,7 @@ async def test_tokens_equal_transformers(shape: str, tmp_path: Path) -> None:
 
         async def check(name: str, example: Example, where: Any) -> worker.Admitted:
             what = request(name, example.prompt, len(example.output))
-            admitted, tokens = await both(p.stub.Prefill, where.stub.Decode, what)
+            admitted, tokens = await both(p.stub.Prefill, where.decode, what)
             assert tokens == list(example.output), f"{shape}, prompt of {len(example.prompt)}"
             return admitted
 
@@ -135,14 +135,14 @@ async def test_decode_dies_in_mid_transfer_and_the_ticket_is_bound_again(
         p, a, b = up["p"], up["a"], up["b"]
         what = request("r", example.prompt)
         ticket, coming, told = await bind(p, what, early)
-        lost = asyncio.create_task(decode(a.stub.Decode, what, ticket, told, 1))
+        lost = asyncio.create_task(decode(a.decode, what, ticket, told, 1))
         await until_fetching(p, ticket.id)
         a.kill(number)
-        _, rest = await decode(b.stub.Decode, what, ticket, told, 2)
+        _, rest = await decode(b.decode, what, ticket, told, 2)
         assert [(await coming).token.id, *rest] == list(example.output)
         if number is signal.SIGSTOP:
             a.kill(signal.SIGCONT)  # it wakes up late, and can neither free nor speak twice
-        with pytest.raises(grpc.aio.AioRpcError):
+        with pytest.raises(DecodeFailed):
             await asyncio.wait_for(lost, 20)
         await p.idle()
         await b.idle()
@@ -161,16 +161,16 @@ async def test_prefill_dies_in_mid_transfer_and_decode_frees_its_pages(
         p, a = up["p"], up["a"]
         what = request("r", example.prompt)
         ticket, coming, told = await bind(p, what, early)
-        lost = asyncio.create_task(decode(a.stub.Decode, what, ticket, told, 1))
+        lost = asyncio.create_task(decode(a.decode, what, ticket, told, 1))
         await until_fetching(p, ticket.id)
         p.kill(number)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
+        with pytest.raises(DecodeFailed) as caught:
             await asyncio.wait_for(lost, 10)
-        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert caught.value.status == "UNAVAILABLE"
         await a.idle()
         if number is signal.SIGSTOP:
             p.kill(signal.SIGCONT)
-            _, rest = await decode(a.stub.Decode, what, ticket, told, 2)
+            _, rest = await decode(a.decode, what, ticket, told, 2)
             assert [(await coming).token.id, *rest] == list(example.output)
             await p.idle()
 
@@ -188,7 +188,7 @@ async def test_a_client_that_leaves_frees_both_sides_in_every_phase(
         await p.idle()
         for phase in ("transferring", "decoding"):
             ticket, first = await prefill(p.stub.Prefill, long)
-            running = asyncio.create_task(decode(a.stub.Decode, long, ticket, first.token.id))
+            running = asyncio.create_task(decode(a.decode, long, ticket, first.token.id))
             await until_fetching(p, ticket.id)
             if phase == "decoding":
                 async with asyncio.timeout(20):
@@ -212,34 +212,29 @@ async def test_a_worker_that_is_told_to_stop_hands_on_what_it_decodes_and_leaves
     async with workers(tmp_path, model, **roles) as up:
         p, a, b = up["p"], up["a"], up["b"]
         what = request("r", prompt, 300)
-        _, alone = await both(p.stub.Prefill, b.stub.Decode, request("alone", prompt, 300))
+        _, alone = await both(p.stub.Prefill, b.decode, request("alone", prompt, 300))
         ticket, first = await prefill(p.stub.Prefill, what)
 
-        class Told:
-            """The worker, which gets a signal where others ask it to move a sequence."""
+        async def tell(_: worker.MoveRequest) -> None:
+            a.kill(signal.SIGTERM)
 
-            Decode = a.stub.Decode
-
-            async def Move(self, _: worker.MoveRequest) -> None:
-                a.kill(signal.SIGTERM)
-
-        moved, tokens = await moving(Told(), b.stub, what, ticket, first.token, after=20)
+        moved, tokens = await moving(a.decode, tell, b.decode, what, ticket, first.token, after=20)
         assert moved and [token.id for token in tokens] == alone
         assert await asyncio.to_thread(a.process.wait, 10) == 0
         assert "leaving with 0 requests" in a.log.read_text()
 
         what = request("stays", prompt, 3000)
         ticket, first = await prefill(p.stub.Prefill, what)
-        staying = b.stub.Decode(decode_request(what, ticket, first.token.id))
+        staying = b.decode(decode_request(what, ticket, first.token.id))
         assert (await staying.read()).HasField("admitted")
         b.kill(signal.SIGTERM)
         while not (event := await staying.read()).HasField("moving"):
             assert event.HasField("tokens")
         assert (await b.report()).state == "draining"
         b.kill(signal.SIGTERM)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            while await staying.read() is not grpc.aio.EOF:
+        with pytest.raises(DecodeFailed) as caught:
+            while await staying.read() is not None:
                 pass
-        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert "is leaving" in (caught.value.details() or "")
+        assert caught.value.status == "UNAVAILABLE"
+        assert "is leaving" in caught.value.message
         assert await asyncio.to_thread(b.process.wait, 10) == 0

@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 
 from tests.checkpoints import Example, Oracle, make_checkpoint
@@ -24,6 +23,7 @@ from workers.llm import LLM
 from workers.runner.ranks import RankedRunner
 from workers.wire import worker_pb2 as worker
 from workers.wire.codec import request_to_wire
+from workers.wire.decode_client import DecodeFailed
 
 NEW_TOKENS = 12
 START_S = 90.0
@@ -189,11 +189,11 @@ async def check_handoffs(
         for here, there in ((up["x"], up["y"]), (up["y"], up["x"])):
             for number, example in enumerate(examples):
                 what = Request(f"{number}", example.prompt, len(example.prompt), GREEDY)
-                admitted, tokens = await both(here.stub.Prefill, there.stub.Decode, what)
+                admitted, tokens = await both(here.stub.Prefill, there.decode, what)
                 assert tokens == list(example.output), f"prompt of {len(example.prompt)}"
             assert admitted.transport == "gloo"  # the first need not wait for the pair
             everybody = [
-                aggregated(here.stub.Decode, Request(f"a{n}", e.prompt, len(e.prompt), GREEDY))
+                aggregated(here.decode, Request(f"a{n}", e.prompt, len(e.prompt), GREEDY))
                 for n, e in enumerate(examples)
             ]
             answers = await asyncio.gather(*everybody)
@@ -241,17 +241,17 @@ async def begin(process: WorkerProcess, name: str, phase: str) -> Any:
     prompt = tuple(random.Random(name).choices(range(200), k=LONG))
     params = SamplingParams(temperature=0.0, max_tokens=900, ignore_eos=True)
     what = Request(name, prompt, len(prompt), params)
-    call = process.stub.Decode(worker.DecodeRequest(sequence=request_to_wire(what)))
+    call = process.decode(worker.DecodeRequest(sequence=request_to_wire(what)))
     while (await call.read()).WhichOneof("event") != phase:
         pass
     return call
 
 
 async def is_failed(call: Any) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        while await call.read() is not grpc.aio.EOF:
+    with pytest.raises(DecodeFailed) as caught:
+        while await call.read() is not None:
             pass
-    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert caught.value.status == "UNAVAILABLE"
 
 
 FAST = (signal.SIGSTOP, "tokens")
@@ -303,6 +303,7 @@ async def test_a_stopped_follower_dies_with_its_leader(replica: WorkerProcess) -
 SCRIPT = """
 import sys
 from workers.llm import LLM, SamplingParams
+from workers.wire.decode_client import DecodeFailed
 with LLM(sys.argv[1], tensor_parallel_size=2, kv_tokens=4096, threads=1) as llm:
     print("up", flush=True)
     params = SamplingParams(temperature=0.0, max_tokens=3000, ignore_eos=True)

@@ -79,8 +79,8 @@ async def test_lease_and_events_and_leaving() -> None:
             assert ReplicaRecord.model_validate_json(raw) == RECORD
             assert 0 < await client.pttl(replica_key("k", "decode-0")) <= 10_000
             first, second = pool.allocate(2)
-            pool.commit(first, IDS[0])
-            pool.commit(second, IDS[1])
+            pool.commit([first], [IDS[0]])
+            pool.commit([second], [IDS[1]])
             (entry,) = await events_of(client, 1)
             assert entry[:2] == (1, b"abc")
             assert [(e.kind, e.blocks) for e in entry[2]] == [(EventKind.STORED, (IDS[0], IDS[1]))]
@@ -101,7 +101,7 @@ async def test_after_a_flush_and_after_a_restart_it_registers_again() -> None:
             await until(client, lambda raw: raw is not None)
             server.stop()
             block = pool.allocate(1)[0]
-            pool.commit(block, IDS[0])  # while nobody listens
+            pool.commit([block], [IDS[0]])  # while nobody listens
             await asyncio.sleep(0.5)
             server.start()
             await until(client, lambda raw: raw is not None)
@@ -115,7 +115,7 @@ async def test_without_redis_it_only_counts() -> None:
     registry = Registry(None, "k", RECORD, events)
     running = asyncio.create_task(registry.run())
     block = pool.allocate(1)[0]
-    pool.commit(block, IDS[0])
+    pool.commit([block], [IDS[0]])
     async with asyncio.timeout(5):
         while events.last_seq == 0:
             await asyncio.sleep(0.01)

@@ -62,7 +62,7 @@ async def test_the_same_tokens_as_one_engine(tmp_path: Path) -> None:
     }
     roles = {name: {"role": "decode"} | common for name in ("d", "e")}
     async with workers(tmp_path, model, p={"role": "prefill"} | common, **roles) as up:
-        p, d = up["p"].stub.Prefill, up["d"].stub.Decode
+        p, d = up["p"].stub.Prefill, up["d"].decode
 
         async def check(name: str, emitted: int) -> None:
             """Prompt and `emitted` tokens are known, as after a death; the rest must not change."""
@@ -82,7 +82,7 @@ async def test_the_same_tokens_as_one_engine(tmp_path: Path) -> None:
             what = Request(f"{name}-moves-{after}", prompts[name], len(prompts[name]), ASKED[name])
             ticket, first = await prefill(p, what)
             moved, tokens = await moving(
-                up["d"].stub, up["e"].stub, what, ticket, first.token, after
+                d, up["d"].stub.Move, up["e"].decode, what, ticket, first.token, after
             )
             assert [token.id for token in tokens] == alone[name], f"{name} moved after {after}"
             start = len(prompts[name])

@@ -20,6 +20,7 @@ from tests.sim.house import expected, request
 from workers.config import TransportConfig
 from workers.core.clock import SystemClock
 from workers.core.errors import KvasirError
+from workers.core.request import Request
 from workers.core.sim_runner import SimRunner
 from workers.core.span import whole
 from workers.core.waits import inline
@@ -30,6 +31,8 @@ from workers.transfer.port import LocalPort, Ports
 from workers.wire import common_pb2 as common
 from workers.wire import worker_pb2 as worker
 from workers.wire import worker_pb2_grpc as worker_grpc
+from workers.wire.codec import request_to_wire
+from workers.wire.decode_client import DecodeClient, DecodeFailed, DecodeStream
 from workers.worker import Worker
 
 PATIENCE_S = 1.0
@@ -69,8 +72,10 @@ async def served() -> AsyncIterator[tuple[Worker, worker_grpc.WorkerStub]]:
 async def test_the_whole_way_over_a_socket() -> None:
     async with served() as (made, stub):
         prompt = list(range(100))
-        _, tokens = await both(stub.Prefill, stub.Decode, request("r", prompt, 9))
+        decodes = DecodeClient(stub.Decode)
+        _, tokens = await both(stub.Prefill, decodes.start, request("r", prompt, 9))
         assert tokens == expected(prompt, 9)
+        await decodes.close()
         assert made.num_busy == 0
         made.check_integrity()
 
@@ -90,6 +95,59 @@ async def test_errors_are_statuses() -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await prefill(stub.Prefill, request("r", [1], 9))
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_decode_call_that_fails_is_not_its_neighbours_affair() -> None:
+    async with served() as (made, stub):
+        decodes = DecodeClient(stub.Decode)
+
+        def start(what: Request, ticket: common.Ticket | None = None) -> DecodeStream:
+            spec = request_to_wire(what)
+            return decodes.start(worker.DecodeRequest(sequence=spec, ticket=ticket, epoch=1))
+
+        prompt = list(range(100))
+        neighbour = start(request("long", prompt, 400))
+        assert (event := await neighbour.read()) and event.HasField("admitted")
+        foreign = common.Ticket(id="t", kv_abi="another")
+        for call, status in (
+            (start(request("r", [5000], 9)), "INVALID_ARGUMENT"),
+            (start(request("r", [1], 9), foreign), "FAILED_PRECONDITION"),
+        ):
+            with pytest.raises(DecodeFailed) as caught:
+                await call.read()
+            assert caught.value.status == status and call.ended
+        left = start(request("left", prompt, 400))
+        assert await left.read()
+        left.cancel()
+        tokens = [t.id async for event in neighbour for t in event.tokens.tokens]
+        assert tokens == expected(prompt, 400)
+        async with asyncio.timeout(10):
+            while made.num_busy:
+                await asyncio.sleep(0.01)
+        made.check_integrity()
+        assert not decodes.num_open
+        await decodes.close()
+
+
+async def test_a_decode_stream_that_is_gone_leaves_nothing_on_the_worker() -> None:
+    async with served() as (made, stub):
+        decodes = DecodeClient(stub.Decode)
+        calls = [
+            decodes.start(worker.DecodeRequest(sequence=request_to_wire(request(f"{i}", [i], 400))))
+            for i in range(3)
+        ]
+        for call in calls:
+            assert await call.read()
+        assert made.num_busy == 3
+        await decodes.close()
+        for call in calls:
+            with pytest.raises(DecodeFailed, match="closed"):
+                while await call.read():
+                    pass
+        async with asyncio.timeout(10):
+            while made.num_busy:
+                await asyncio.sleep(0.01)
+        made.check_integrity()
 
 
 async def test_a_taken_port_is_an_error() -> None:

@@ -8,6 +8,7 @@ import random
 import signal
 import statistics
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,7 @@ from workers.core.request import Request, SamplingParams
 from workers.wire import common_pb2 as common
 from workers.wire import worker_pb2 as worker
 from workers.wire.codec import request_to_wire
+from workers.wire.decode_client import DecodeFailed, DecodeStream
 
 ONE_BLOCK = 16  # tokens
 TIMES = 40
@@ -121,7 +123,7 @@ class Handoffs:
         undisturbed = await self._hand_over(p, b, SLOW_TOKENS, 2)
         request, ticket, call = await self._in_transfer(p, a)
         a.kill()
-        await call.code()
+        await _ended(call)
         again = await self._decoded(b, request, ticket, 2)
         limit = undisturbed.first_s
         return Row("rebind/decode_killed", again.first_s, "s", limit, limit / again.first_s)
@@ -130,7 +132,7 @@ class Handoffs:
         """From the known death of a decode worker in mid-transfer to the sender's pages."""
         _, ticket, call = await self._in_transfer(p, d)
         d.kill()
-        await call.code()
+        await _ended(call)
         began = self._clock.now()
         await p.stub.Release(worker.ReleaseRequest(ticket_id=ticket.id, epoch=1))
         await p.idle()
@@ -143,7 +145,7 @@ class Handoffs:
         _, _, call = await self._in_transfer(p, d)
         began = self._clock.now()
         p.kill(number)
-        await call.code()
+        await _ended(call)
         known = self._clock.now()
         await d.idle()
         return [
@@ -161,9 +163,9 @@ class Handoffs:
 
     async def _in_transfer(
         self, p: BenchWorker, d: BenchWorker
-    ) -> tuple[worker.SequenceSpec, common.Ticket, Any]:
+    ) -> tuple[worker.SequenceSpec, common.Ticket, DecodeStream]:
         request, ticket = await self._prefilled(p, SLOW_TOKENS, 2)
-        call = d.stub.Decode(worker.DecodeRequest(sequence=request, ticket=ticket, epoch=1))
+        call = d.decode(worker.DecodeRequest(sequence=request, ticket=ticket, epoch=1))
         while True:
             found = (await p.stub.Tickets(worker.TicketsRequest())).tickets
             if any(each.id == ticket.id and each.state == "fetching" for each in found):
@@ -199,7 +201,7 @@ class Handoffs:
     ) -> Handed:
         message = worker.DecodeRequest(sequence=request, ticket=ticket, epoch=epoch)
         admitted, came, began = worker.Admitted(), [], self._clock.now()
-        async for event in d.stub.Decode(message):
+        async for event in d.decode(message):
             if event.HasField("admitted"):
                 admitted = event.admitted
             if event.HasField("tokens"):
@@ -213,6 +215,13 @@ class Handoffs:
         params = SamplingParams(temperature=0.0, max_tokens=1 + more, ignore_eos=True)
         name = f"bench-{self._random.getrandbits(48):x}"
         return request_to_wire(Request(name, prompt, len(prompt), params))
+
+
+async def _ended(call: DecodeStream) -> None:
+    """Reads a call that somebody's death will end."""
+    with suppress(DecodeFailed):
+        while await call.read() is not None:
+            pass
 
 
 async def _drain(stream: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from workers.peer_client import open_channel
 from workers.wire import worker_pb2 as worker
 from workers.wire import worker_pb2_grpc as worker_grpc
+from workers.wire.decode_client import DecodeClient, DecodeStream
 
 HOST = "127.0.0.1"
 START_S = 120.0
@@ -28,6 +29,7 @@ class BenchWorker:
     def __init__(self, folder: Path, name: str, model: str, config: Mapping[str, Any]) -> None:
         self.port = config.get("port") or _free_port()
         self.stub: Any = None
+        self._decodes: DecodeClient | None = None
         slice_file = folder / f"{name}-{self.port}.json"
         named = {"replica": name, "pool": name, "model": model, "port": self.port}
         slice_file.write_text(json.dumps(named | dict(config)))
@@ -42,11 +44,17 @@ class BenchWorker:
     async def ready(self) -> None:
         self._channel = open_channel(f"{HOST}:{self.port}")
         self.stub = worker_grpc.WorkerStub(self._channel)
+        self._decodes = DecodeClient(self.stub.Decode)
         up = asyncio.ensure_future(self._channel.channel_ready())
         async with asyncio.timeout(START_S):
             while not up.done():
                 await asyncio.wait({up}, timeout=0.1)
                 assert self._process.poll() is None, f"no worker: {self._log.read_text()}"
+
+    def decode(self, request: worker.DecodeRequest) -> DecodeStream:
+        """A call of its Decode stream."""
+        assert self._decodes is not None
+        return self._decodes.start(request)
 
     async def idle(self) -> None:
         """Until no page is referenced and no ticket open."""
@@ -60,7 +68,8 @@ class BenchWorker:
         self._process.send_signal(number)
 
     async def end(self) -> None:
-        if self.stub is not None:
+        if self._decodes is not None:
+            await self._decodes.close()
             await self._channel.close()
         self.kill(signal.SIGCONT)
         self.kill(signal.SIGTERM)

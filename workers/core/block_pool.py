@@ -77,6 +77,14 @@ class BlockPool:
         idle = sum(block in self._idle for block in matched)
         return num_new <= self.num_available - idle
 
+    def expect(self, ids: Sequence[BlockId]) -> None:
+        """A prompt of these blocks waits: they are evicted last, but not referenced. Until
+        settle(), of the same ids."""
+        self._idle.expect(ids)
+
+    def settle(self, ids: Sequence[BlockId]) -> None:
+        self._idle.settle(ids)
+
     def acquire(self, blocks: Iterable[int]) -> None:
         """Add one reference to each: a cached prefix that a sequence is going to read."""
         for block in blocks:
@@ -87,41 +95,62 @@ class BlockPool:
     def allocate(self, count: int) -> list[int]:
         """`count` blocks of undefined content, referenced once. Needs count <= num_available."""
         assert count <= self.num_available, f"{count} blocks wanted, {self.num_available} there"
-        blocks = []
-        for _ in range(count):
-            if self._free:
-                block = self._free.pop()
-            else:
-                block = self._idle.victim()
-                self._forget(block)
+        kept = max(0, len(self._free) - count)
+        blocks = self._free[kept:]
+        del self._free[kept:]
+        blocks.reverse()
+        evicted = [self._idle.victim() for _ in range(count - len(blocks))]
+        self._forget(evicted)
+        blocks += evicted
+        for block in blocks:
             self._refs[block] = 1
-            blocks.append(block)
         return blocks
 
-    def commit(self, block: int, block_id: BlockId) -> None:
-        """Make a complete, referenced block findable. Where its id is taken (two sequences computed
-        the same prefix at once) the first stays and this one is freed plainly when released."""
-        assert self._refs[block] > 0, f"block {block} is not referenced"
-        if block_id in self._block_of or block in self._id_of:
-            return
-        self._block_of[block_id] = block
-        self._id_of[block] = block_id
-        self.events.record(EventKind.STORED, block_id)
+    def commit(self, blocks: Sequence[int], ids: Sequence[BlockId]) -> None:
+        """Make complete, referenced blocks findable, each by its id. Where an id is taken (two
+        sequences computed the same prefix at once) the first stays and the other is freed plainly
+        when released."""
+        assert all(map(self._refs.__getitem__, blocks)), f"not all of {blocks} are referenced"
+        news = dict(zip(ids, blocks, strict=True))
+        # Mostly all of them are new, and then none of this is a loop in Python.
+        if (
+            len(news) < len(blocks)
+            or not self._block_of.keys().isdisjoint(ids)
+            or not self._id_of.keys().isdisjoint(blocks)
+        ):
+            news = self._unknown(blocks, ids)
+        self._block_of.update(news)
+        self._id_of.update(zip(news.values(), news, strict=True))
+        self.events.record(EventKind.STORED, news)
 
     def release(self, blocks: Sequence[int]) -> None:
         """Drop one reference to each, the tail first."""
         idle: list[int] = []
+        refs, id_of, free = self._refs, self._id_of, self._free
         for block in reversed(blocks):
-            assert self._refs[block] > 0, f"block {block} released twice"
-            self._refs[block] -= 1
-            if self._refs[block] == 0:
-                (idle if block in self._id_of else self._free).append(block)
-        self._idle.idle(idle, [self._id_of[block] for block in idle])
+            left = refs[block] - 1
+            assert left >= 0, f"block {block} released twice"
+            refs[block] = left
+            if left == 0:
+                (idle if block in id_of else free).append(block)
+        self._idle.idle(idle, [id_of[block] for block in idle])
 
-    def _forget(self, block: int) -> None:
-        block_id = self._id_of.pop(block)
-        del self._block_of[block_id]
-        self.events.record(EventKind.REMOVED, block_id)
+    def _unknown(self, blocks: Sequence[int], ids: Sequence[BlockId]) -> dict[BlockId, int]:
+        """Those whose ids are not taken, of blocks that have none."""
+        news: dict[BlockId, int] = {}
+        named: set[int] = set()
+        for block, block_id in zip(blocks, ids, strict=True):
+            taken = block_id in self._block_of or block_id in news
+            if not taken and block not in self._id_of and block not in named:
+                news[block_id] = block
+                named.add(block)
+        return news
+
+    def _forget(self, blocks: Sequence[int]) -> None:
+        ids = [self._id_of.pop(block) for block in blocks]
+        for block_id in ids:
+            del self._block_of[block_id]
+        self.events.record(EventKind.REMOVED, ids)
 
     def check_integrity(self, owners: Iterable[Sequence[int]]) -> None:
         """Raise AssertionError unless `owners` (the block lists of all who hold some) explain every

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from workers.core.block_pool import BlockPool
 from workers.core.events import EventKind, EventLog
@@ -77,9 +77,10 @@ class UnionLog(EventLog):
         super().__init__()
         self._holders: Counter[BlockId] = Counter()
 
-    def record(self, kind: EventKind, block: BlockId) -> None:
-        self._holders[block] += 1 if kind is EventKind.STORED else -1
-        if self._holders[block] == (1 if kind is EventKind.STORED else 0):
-            super().record(kind, block)
-        if not self._holders[block]:
-            del self._holders[block]
+    def record(self, kind: EventKind, blocks: Collection[BlockId]) -> None:
+        for block in blocks:
+            self._holders[block] += 1 if kind is EventKind.STORED else -1
+            if self._holders[block] == (1 if kind is EventKind.STORED else 0):
+                super().record(kind, (block,))
+            if not self._holders[block]:
+                del self._holders[block]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -28,11 +29,11 @@ class EventLog:
     def __init__(self) -> None:
         self._pending: list[tuple[EventKind, list[BlockId]]] = []
 
-    def record(self, kind: EventKind, block: BlockId) -> None:
+    def record(self, kind: EventKind, blocks: Collection[BlockId]) -> None:
         if self._pending and self._pending[-1][0] is kind:
-            self._pending[-1][1].append(block)
-        else:
-            self._pending.append((kind, [block]))
+            self._pending[-1][1].extend(blocks)
+        elif blocks:
+            self._pending.append((kind, list(blocks)))
 
     def take(self) -> list[KVEvent]:
         taken = [KVEvent(kind, tuple(blocks)) for kind, blocks in self._pending]

@@ -49,10 +49,12 @@ class BlockHasher:
         if first >= end:
             return
         packed = struct.pack(f"<{end - first}i", *tokens[first:end])
-        last = self._last
-        for start in range(0, len(packed), 4 * size):
-            last = _digest(last + packed[start : start + 4 * size])
-            self.ids.append(last)
+        last, start, found = self._last, _EMPTY.copy, self.ids.append
+        for (part,) in struct.iter_unpack(f"{4 * size}s", packed):
+            hashed = start()
+            hashed.update(last + part)
+            last = hashed.digest()
+            found(last)
         self._last = last
 
 

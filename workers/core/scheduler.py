@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from workers.core.batch import Batch, Chunk, SequenceUpdate, StepOutput
+from workers.core.batch import Batch, Choice, Chunk, SequenceUpdate, StepOutput
 from workers.core.block_pools import BlockPools
 from workers.core.errors import KvasirError
 from workers.core.request import (
@@ -59,6 +59,7 @@ class Scheduler:
 
     def add(self, seq: Sequence) -> None:
         self.waiting.append(seq)
+        self._pages.expect(seq)
 
     def reserve(self, seq: Sequence) -> bool:
         """Pin the cached prefix and allocate pages for all of `seq`'s tokens, those to come
@@ -140,6 +141,7 @@ class Scheduler:
                 budget -= prefills[-1].num_tokens
         while budget > 0 and self.waiting and self._admit(self.waiting[0]):
             seq = self.waiting.popleft()
+            self._pages.settle(seq)
             chunk = self._chunk(seq, budget)
             (decodes if chunk.is_decode else prefills).append(chunk)
             budget -= chunk.num_tokens
@@ -153,17 +155,9 @@ class Scheduler:
         choices = iter(output.tokens)
         updates = []
         for chunk in batch.chunks:
-            seq = chunk.sequence
             choice = next(choices) if chunk.sample else None
-            if seq.status is S.FINISHED:
-                continue
-            if isinstance(choice, KvasirError):
-                self._retire(seq)  # uncommitted: pages behind bad logits serve nobody else
-                updates.append(SequenceUpdate(seq, finished=True, error=choice))
-                continue
-            seq.num_computed = chunk.end
-            self._pages.commit(seq)
-            updates.append(SequenceUpdate(seq) if choice is None else self._append(seq, choice))
+            if chunk.sequence.status is not S.FINISHED:
+                updates.append(self._apply(chunk, choice))
         return updates
 
     def fail(self, batch: Batch) -> list[Sequence]:
@@ -273,6 +267,15 @@ class Scheduler:
         wanted = self.pool.blocks_for(len(seq.tokens))
         return bool(holding) and pinned + wanted > self.pool.num_blocks // 2
 
+    def _apply(self, chunk: Chunk, choice: Choice | None) -> SequenceUpdate:
+        seq = chunk.sequence
+        if isinstance(choice, KvasirError):
+            self._retire(seq)  # uncommitted: pages behind bad logits serve nobody else
+            return SequenceUpdate(seq, finished=True, error=choice)
+        seq.num_computed = chunk.end
+        self._pages.commit(seq)
+        return SequenceUpdate(seq) if choice is None else self._append(seq, choice)
+
     def _append(self, seq: Sequence, token: SampledToken) -> SequenceUpdate:
         seq.tokens.append(token.id)
         seq.finish_reason = self._finish(seq, token.id)
@@ -293,12 +296,14 @@ class Scheduler:
         self.preemptions += 1
         self._move(seq, S.WAITING)
         self.waiting.appendleft(seq)
+        self._pages.expect(seq)
 
     def _retire(self, seq: Sequence) -> None:
         match seq.status:
             case S.WAITING:
                 if seq in self.waiting:
                     self.waiting.remove(seq)
+                    self._pages.settle(seq)
             case S.RUNNING:
                 self.running.remove(seq)
             case S.RESERVED:

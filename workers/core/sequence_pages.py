@@ -7,6 +7,7 @@ from collections import Counter
 
 from workers.core.block_pool import BlockPool
 from workers.core.block_pools import BlockPools
+from workers.core.hashing import BlockId
 from workers.core.request import Sequence
 
 
@@ -17,6 +18,20 @@ class SequencePages:
         self.query_tokens = 0
         self.hit_tokens = 0
         self._pool = pool
+        self._expected: dict[Sequence, list[BlockId]] = {}
+
+    def expect(self, seq: Sequence) -> None:
+        """It waits: what it will find cached is evicted last, in whichever shard."""
+        seq.hasher.extend(seq.tokens)
+        self._expected[seq] = ids = seq.hasher.ids[:]
+        for pool in self._pool.shards:
+            pool.expect(ids)
+
+    def settle(self, seq: Sequence) -> None:
+        """It waits no more."""
+        ids = self._expected.pop(seq)
+        for pool in self._pool.shards:
+            pool.settle(ids)
 
     def allocate(self, seq: Sequence, *, beside: tuple[Sequence, ...] = ()) -> bool:
         """Match the prefix cache, then take pages for all tokens, leaving one to each sequence
@@ -72,8 +87,8 @@ class SequencePages:
         if full <= seq.num_committed:
             return  # most decode steps: no block has become full
         seq.hasher.extend(seq.tokens)
-        for index in range(seq.num_committed, full):
-            self._of(seq).commit(seq.blocks[index], seq.hasher.ids[index])
+        new = slice(seq.num_committed, full)
+        self._of(seq).commit(seq.blocks[new].tolist(), seq.hasher.ids[new])
         seq.num_committed = full
 
     def give_back(self, seq: Sequence) -> None:

@@ -9,6 +9,7 @@ from workers.models.architecture import ModelConfig
 from workers.models.fields import Fields, read_json
 from workers.models.quantisation import read_quantisation
 from workers.models.registry import FAMILIES
+from workers.models.shapes import SHAPES
 
 
 def load_config(directory: Path) -> ModelConfig:
@@ -24,6 +25,11 @@ def read_config(fields: Fields) -> ModelConfig:
     architecture = _architecture(fields)
     read_quantisation(fields.values, fields.path)  # one that we cannot read is refused here
     return replace(FAMILIES[architecture](fields), architecture=architecture)
+
+
+def read_shape(name: str) -> ModelConfig:
+    """Of a known model, by its short name in SHAPES."""
+    return read_config(Fields(Path(name), SHAPES[name]))
 
 
 def _architecture(fields: Fields) -> str:

@@ -75,10 +75,15 @@ def rank_weights(
         embedding=vocabulary,
         head=vocabulary if packed or not config.tied_embeddings else 0,
         attention=sum(
-            n * (_attention(each, hidden, split) * item + _head_norms(each, split) * exact_item)
+            n
+            * (
+                attention_elements(each, hidden, split) * item
+                + _head_norms(each, split) * exact_item
+            )
             for each, n in layers.items()
         ),
-        feed_forward=sum(n * _dense(each, hidden, split) for each, n in layers.items()) * item,
+        feed_forward=sum(n * dense_elements(each, hidden, split) for each, n in layers.items())
+        * item,
         experts=sum(
             n * (_router(each, hidden) * exact_item + _experts(each, hidden, split) * item)
             for each, n in layers.items()
@@ -87,7 +92,7 @@ def rank_weights(
     )
 
 
-def _attention(layer: LayerConfig, hidden: int, split: Split) -> int:
+def attention_elements(layer: LayerConfig, hidden: int, split: Split) -> int:
     own = layer.attention
     heads = own.heads // split.tensor
     if isinstance(own, LatentAttention):
@@ -120,7 +125,7 @@ def _latent(own: LatentAttention, heads: int, hidden: int) -> int:
     return queries + latent + keys_values + _linear(heads * own.value_dim, hidden, own.bias)
 
 
-def _dense(layer: LayerConfig, hidden: int, split: Split) -> int:
+def dense_elements(layer: LayerConfig, hidden: int, split: Split) -> int:
     own = layer.feed_forward
     if not isinstance(own, DenseFeedForward):
         return 0
@@ -131,12 +136,22 @@ def _experts(layer: LayerConfig, hidden: int, split: Split) -> int:
     own = layer.feed_forward
     if not isinstance(own, Experts):
         return 0
-    # Ranks that share the experts have whole ones, and the shared ones whole too.
-    tensor = split.tensor if split.experts == 1 else 1
-    elements = own.count // split.experts * _gated(hidden, own.width // tensor, own.bias)
-    if own.shared_width:
-        elements += _gated(hidden, own.shared_width // tensor, False)
-    return elements
+    here = own.count // split.experts
+    return here * expert_elements(own, hidden, split) + shared_elements(own, hidden, split)
+
+
+def expert_elements(own: Experts, hidden: int, split: Split) -> int:
+    """What a rank holds of one expert: where ranks share the experts they have whole ones."""
+    return _gated(hidden, own.width // _parts(split), own.bias)
+
+
+def shared_elements(own: Experts, hidden: int, split: Split) -> int:
+    """Of the experts that every token goes through; whole where the others are whole."""
+    return _gated(hidden, own.shared_width // _parts(split), False) if own.shared_width else 0
+
+
+def _parts(split: Split) -> int:
+    return split.tensor if split.experts == 1 else 1
 
 
 def _router(layer: LayerConfig, hidden: int) -> int:

@@ -60,6 +60,7 @@ class Exchange:
         self.pair_bytes = 0
         self.inline_bytes = 0
         self.computed_at: float | None = None  # when everything was; None: before it began
+        self.bytes_before = 0  # that had come by then
         self._peer = peer
         self._pair = pair
         self._pages = pages
@@ -139,6 +140,7 @@ class Exchange:
                 await self._take_inline(response.inline)
             case "complete":
                 self.computed_at = _now() if self._arrivals.begun else None
+                self.bytes_before = self.pair_bytes + self.inline_bytes
                 self._arrivals.completed(response.complete)
                 self._say_if_done()
             case "redeemed" if self._arrivals.done:

@@ -21,12 +21,13 @@ from workers.wire import worker_pb2 as worker
 @dataclass(frozen=True, slots=True)
 class Fetched:
     """`num_tokens` have KV now; `token_ids` came with it, those after the known ones. `exposed_s`:
-    of `seconds`, after the sender had computed everything. `transport`: that moved most bytes.
-    `refetched`: blocks that were lost or wrong the first time."""
+    of `seconds`, after the sender had computed everything; `exposed_bytes` came in it. `transport`:
+    that moved most bytes. `refetched`: blocks that were lost or wrong the first time."""
 
     num_bytes: int
     seconds: float
     exposed_s: float
+    exposed_bytes: int
     transport: str
     num_tokens: int
     token_ids: tuple[int, ...]
@@ -117,10 +118,12 @@ def _fetched(exchange: Exchange, arrivals: Arrivals, pair: Pair | None, began: f
     complete = arrivals.complete
     assert complete is not None
     through_pair = pair is not None and exchange.pair_bytes >= exchange.inline_bytes
+    num_bytes = exchange.pair_bytes + exchange.inline_bytes
     return Fetched(
-        num_bytes=exchange.pair_bytes + exchange.inline_bytes,
+        num_bytes=num_bytes,
         seconds=now - began,
         exposed_s=now - (began if exchange.computed_at is None else exchange.computed_at),
+        exposed_bytes=num_bytes - exchange.bytes_before,
         transport=pair.backend if pair is not None and through_pair else "inline",
         num_tokens=complete.num_tokens,
         token_ids=tuple(complete.token_ids),

@@ -22,66 +22,81 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from workers.wire import common_pb2 as workers_dot_wire_dot_common__pb2
 from workers.wire import worker_pb2 as workers_dot_wire_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18workers/wire/admin.proto\x12\tkvasir.v1\x1a\x19workers/wire/worker.proto\"\x0f\n\rStatusRequest\"f\n\rReplicaStatus\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12#\n\x04load\x18\x02 \x01(\x0b\x32\x15.kvasir.v1.LoadReport\x12\n\n\x02up\x18\x03 \x01(\x08\x12\x16\n\x0eindexed_blocks\x18\x04 \x01(\x04\"k\n\x0b\x43lassStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06queued\x18\x02 \x01(\r\x12\x10\n\x08\x61\x64mitted\x18\x03 \x01(\x04\x12\x0f\n\x07refused\x18\x04 \x01(\x04\x12\x0c\n\x04good\x18\x05 \x01(\x04\x12\r\n\x05\x65nded\x18\x06 \x01(\x04\"\xe9\x01\n\x0eStatusResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12*\n\x08replicas\x18\x02 \x03(\x0b\x32\x18.kvasir.v1.ReplicaStatus\x12\x1a\n\x12requests_in_flight\x18\x03 \x01(\r\x12\x16\n\x0erequests_total\x18\x04 \x01(\x04\x12\x17\n\x0frequests_failed\x18\x05 \x01(\x04\x12\x10\n\x08redis_up\x18\x06 \x01(\x08\x12\x14\n\x0cindex_blocks\x18\x07 \x01(\x04\x12\'\n\x07\x63lasses\x18\x08 \x03(\x0b\x32\x16.kvasir.v1.ClassStatus\"Z\n\x0eReplicaTickets\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12(\n\x04held\x18\x02 \x01(\x0b\x32\x1a.kvasir.v1.TicketsResponse\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"=\n\x0e\x43lusterTickets\x12+\n\x08replicas\x18\x01 \x03(\x0b\x32\x19.kvasir.v1.ReplicaTickets\"\x1d\n\x0b\x46sckRequest\x12\x0e\n\x06repair\x18\x01 \x01(\x08\"\xfd\x01\n\x0b\x46sckReplica\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x11\n\tevent_seq\x18\x03 \x01(\x04\x12\x14\n\x0ctable_blocks\x18\x04 \x01(\x04\x12\x12\n\nlog_blocks\x18\x05 \x01(\x04\x12\x15\n\rmirror_blocks\x18\x06 \x01(\x04\x12\x13\n\x0blog_missing\x18\x07 \x01(\x04\x12\x11\n\tlog_extra\x18\x08 \x01(\x04\x12\x16\n\x0emirror_missing\x18\t \x01(\x04\x12\x14\n\x0cmirror_extra\x18\n \x01(\x04\x12\x0e\n\x06\x66\x61ults\x18\x0b \x03(\t\x12\x0e\n\x06mended\x18\x0c \x01(\x08\"[\n\x0c\x46sckResponse\x12(\n\x08replicas\x18\x01 \x03(\x0b\x32\x16.kvasir.v1.FsckReplica\x12\x0f\n\x07orphans\x18\x02 \x03(\t\x12\x10\n\x08redis_up\x18\x03 \x01(\x08\"\x1d\n\rSetSloRequest\x12\x0c\n\x04json\x18\x01 \x01(\t\"\x10\n\x0eSetSloResponse\"#\n\x15\x45xplainRequestRequest\x12\n\n\x02id\x18\x01 \x01(\t\"B\n\x16\x45xplainRequestResponse\x12(\n\x08requests\x18\x01 \x03(\x0b\x32\x16.kvasir.v1.Explanation\"&\n\x15RecentRequestsRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"E\n\x16RecentRequestsResponse\x12+\n\x08requests\x18\x01 \x03(\x0b\x32\x19.kvasir.v1.RequestSummary\"\xb9\x02\n\x0eRequestSummary\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04\x61lso\x18\x02 \x03(\t\x12\x11\n\tworker_id\x18\x03 \x01(\t\x12\r\n\x05\x61ge_s\x18\x04 \x01(\x01\x12\x11\n\tslo_class\x18\x05 \x01(\t\x12\x0e\n\x06tenant\x18\x06 \x01(\t\x12\x15\n\rprompt_tokens\x18\x07 \x01(\r\x12\x15\n\routput_tokens\x18\x08 \x01(\r\x12\x0f\n\x07outcome\x18\t \x01(\t\x12\r\n\x05\x65rror\x18\n \x01(\t\x12\x13\n\x06ttft_s\x18\x0b \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x0b\x66irst_gap_s\x18\x0c \x01(\x01H\x01\x88\x01\x01\x12\x0f\n\x07total_s\x18\r \x01(\x01\x12\x0f\n\x07prefill\x18\x0e \x01(\t\x12\x0e\n\x06\x64\x65\x63ode\x18\x0f \x01(\tB\t\n\x07_ttft_sB\x0e\n\x0c_first_gap_s\"\x88\x02\n\x0b\x45xplanation\x12*\n\x07summary\x18\x01 \x01(\x0b\x32\x19.kvasir.v1.RequestSummary\x12\"\n\x07\x63hoices\x18\x02 \x03(\x0b\x32\x11.kvasir.v1.Choice\x12\"\n\x04ttft\x18\x03 \x01(\x0b\x32\x14.kvasir.v1.Waterfall\x12\'\n\tfirst_gap\x18\x04 \x01(\x0b\x32\x14.kvasir.v1.Waterfall\x12%\n\x08\x63ompared\x18\x05 \x03(\x0b\x32\x13.kvasir.v1.Compared\x12#\n\x05story\x18\x06 \x03(\x0b\x32\x14.kvasir.v1.StoryLine\x12\x10\n\x08left_out\x18\x07 \x01(\r\"\xbf\x01\n\x06\x43hoice\x12\x0c\n\x04\x61t_s\x18\x01 \x01(\x01\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x0f\n\x07replica\x18\x03 \x01(\t\x12(\n\ncandidates\x18\x04 \x03(\x0b\x32\x14.kvasir.v1.Candidate\x12*\n\x07refused\x18\x05 \x03(\x0b\x32\x19.kvasir.v1.RefusedReplica\x12!\n\x06timing\x18\x06 \x01(\x0b\x32\x11.kvasir.v1.Timing\x12\x0e\n\x06moving\x18\x07 \x01(\x08\"\x87\x01\n\tCandidate\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x0e\n\x06wait_s\x18\x02 \x01(\x01\x12\x12\n\ntransfer_s\x18\x03 \x01(\x01\x12\x0e\n\x06work_s\x18\x04 \x01(\x01\x12\x15\n\rcached_tokens\x18\x05 \x01(\r\x12\x13\n\x06\x63ost_s\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_cost_s\".\n\x0eRefusedReplica\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x0b\n\x03why\x18\x02 \x01(\t\"\x99\x01\n\x06Timing\x12\x0e\n\x06timing\x18\x01 \x01(\t\x12\x12\n\ntransfer_s\x18\x02 \x01(\x01\x12\x16\n\x0eprefill_left_s\x18\x03 \x01(\x01\x12\x0e\n\x06gain_s\x18\x04 \x01(\x01\x12\x15\n\rwanted_tokens\x18\x05 \x01(\r\x12\x13\n\x0b\x66ree_tokens\x18\x06 \x01(\x03\x12\x17\n\x0f\x63\x61pacity_tokens\x18\x07 \x01(\r\"<\n\tWaterfall\x12\x0f\n\x07total_s\x18\x01 \x01(\x01\x12\x1e\n\x05parts\x18\x02 \x03(\x0b\x32\x0f.kvasir.v1.Part\"%\n\x04Part\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"I\n\x08\x43ompared\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12\x11\n\tpredicted\x18\x03 \x01(\x01\x12\x0e\n\x06\x61\x63tual\x18\x04 \x01(\x01\"\'\n\tStoryLine\x12\x0c\n\x04\x61t_s\x18\x01 \x01(\x01\x12\x0c\n\x04what\x18\x02 \x01(\t2\xad\x03\n\x05\x41\x64min\x12=\n\x06Status\x12\x18.kvasir.v1.StatusRequest\x1a\x19.kvasir.v1.StatusResponse\x12?\n\x07Tickets\x12\x19.kvasir.v1.TicketsRequest\x1a\x19.kvasir.v1.ClusterTickets\x12\x37\n\x04\x46sck\x12\x16.kvasir.v1.FsckRequest\x1a\x17.kvasir.v1.FsckResponse\x12=\n\x06SetSlo\x12\x18.kvasir.v1.SetSloRequest\x1a\x19.kvasir.v1.SetSloResponse\x12U\n\x0e\x45xplainRequest\x12 .kvasir.v1.ExplainRequestRequest\x1a!.kvasir.v1.ExplainRequestResponse\x12U\n\x0eRecentRequests\x12 .kvasir.v1.RecentRequestsRequest\x1a!.kvasir.v1.RecentRequestsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18workers/wire/admin.proto\x12\tkvasir.v1\x1a\x19workers/wire/common.proto\x1a\x19workers/wire/worker.proto\"\x0f\n\rStatusRequest\"\x92\x01\n\rReplicaStatus\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12#\n\x04load\x18\x02 \x01(\x0b\x32\x15.kvasir.v1.LoadReport\x12\n\n\x02up\x18\x03 \x01(\x08\x12\x16\n\x0eindexed_blocks\x18\x04 \x01(\x04\x12*\n\x0bpredictions\x18\x05 \x03(\x0b\x32\x15.kvasir.v1.Prediction\"m\n\nPrediction\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12\x13\n\x0bpredicted_s\x18\x03 \x01(\x01\x12\x10\n\x08\x61\x63tual_s\x18\x04 \x01(\x01\x12\r\n\x05\x65rror\x18\x05 \x01(\x01\x12\x0c\n\x04\x62ias\x18\x06 \x01(\x01\"k\n\x0b\x43lassStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06queued\x18\x02 \x01(\r\x12\x10\n\x08\x61\x64mitted\x18\x03 \x01(\x04\x12\x0f\n\x07refused\x18\x04 \x01(\x04\x12\x0c\n\x04good\x18\x05 \x01(\x04\x12\r\n\x05\x65nded\x18\x06 \x01(\x04\"c\n\x0bOtherRouter\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07heard_s\x18\x02 \x01(\x01\x12\x16\n\x0epending_tokens\x18\x03 \x01(\x04\x12\x11\n\tkv_tokens\x18\x04 \x01(\x04\x12\x0c\n\x04seqs\x18\x05 \x01(\r\"\xca\x02\n\x0eStatusResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12*\n\x08replicas\x18\x02 \x03(\x0b\x32\x18.kvasir.v1.ReplicaStatus\x12\x1a\n\x12requests_in_flight\x18\x03 \x01(\r\x12\x16\n\x0erequests_total\x18\x04 \x01(\x04\x12\x17\n\x0frequests_failed\x18\x05 \x01(\x04\x12\x10\n\x08redis_up\x18\x06 \x01(\x08\x12\x14\n\x0cindex_blocks\x18\x07 \x01(\x04\x12\'\n\x07\x63lasses\x18\x08 \x03(\x0b\x32\x16.kvasir.v1.ClassStatus\x12\'\n\x08requests\x18\t \x03(\x0b\x32\x15.kvasir.v1.Prediction\x12\x0e\n\x06router\x18\x14 \x01(\t\x12&\n\x06others\x18\x15 \x03(\x0b\x32\x16.kvasir.v1.OtherRouter\"Z\n\x0eReplicaTickets\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12(\n\x04held\x18\x02 \x01(\x0b\x32\x1a.kvasir.v1.TicketsResponse\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"=\n\x0e\x43lusterTickets\x12+\n\x08replicas\x18\x01 \x03(\x0b\x32\x19.kvasir.v1.ReplicaTickets\"\x1d\n\x0b\x46sckRequest\x12\x0e\n\x06repair\x18\x01 \x01(\x08\"\xfd\x01\n\x0b\x46sckReplica\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x11\n\tevent_seq\x18\x03 \x01(\x04\x12\x14\n\x0ctable_blocks\x18\x04 \x01(\x04\x12\x12\n\nlog_blocks\x18\x05 \x01(\x04\x12\x15\n\rmirror_blocks\x18\x06 \x01(\x04\x12\x13\n\x0blog_missing\x18\x07 \x01(\x04\x12\x11\n\tlog_extra\x18\x08 \x01(\x04\x12\x16\n\x0emirror_missing\x18\t \x01(\x04\x12\x14\n\x0cmirror_extra\x18\n \x01(\x04\x12\x0e\n\x06\x66\x61ults\x18\x0b \x03(\t\x12\x0e\n\x06mended\x18\x0c \x01(\x08\"[\n\x0c\x46sckResponse\x12(\n\x08replicas\x18\x01 \x03(\x0b\x32\x16.kvasir.v1.FsckReplica\x12\x0f\n\x07orphans\x18\x02 \x03(\t\x12\x10\n\x08redis_up\x18\x03 \x01(\x08\"\x1d\n\rSetSloRequest\x12\x0c\n\x04json\x18\x01 \x01(\t\"\x10\n\x0eSetSloResponse\"#\n\x15\x45xplainRequestRequest\x12\n\n\x02id\x18\x01 \x01(\t\"B\n\x16\x45xplainRequestResponse\x12(\n\x08requests\x18\x01 \x03(\x0b\x32\x16.kvasir.v1.Explanation\"&\n\x15RecentRequestsRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"E\n\x16RecentRequestsResponse\x12+\n\x08requests\x18\x01 \x03(\x0b\x32\x19.kvasir.v1.RequestSummary\"\xb9\x02\n\x0eRequestSummary\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04\x61lso\x18\x02 \x03(\t\x12\x11\n\tworker_id\x18\x03 \x01(\t\x12\r\n\x05\x61ge_s\x18\x04 \x01(\x01\x12\x11\n\tslo_class\x18\x05 \x01(\t\x12\x0e\n\x06tenant\x18\x06 \x01(\t\x12\x15\n\rprompt_tokens\x18\x07 \x01(\r\x12\x15\n\routput_tokens\x18\x08 \x01(\r\x12\x0f\n\x07outcome\x18\t \x01(\t\x12\r\n\x05\x65rror\x18\n \x01(\t\x12\x13\n\x06ttft_s\x18\x0b \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x0b\x66irst_gap_s\x18\x0c \x01(\x01H\x01\x88\x01\x01\x12\x0f\n\x07total_s\x18\r \x01(\x01\x12\x0f\n\x07prefill\x18\x0e \x01(\t\x12\x0e\n\x06\x64\x65\x63ode\x18\x0f \x01(\tB\t\n\x07_ttft_sB\x0e\n\x0c_first_gap_s\"\x88\x02\n\x0b\x45xplanation\x12*\n\x07summary\x18\x01 \x01(\x0b\x32\x19.kvasir.v1.RequestSummary\x12\"\n\x07\x63hoices\x18\x02 \x03(\x0b\x32\x11.kvasir.v1.Choice\x12\"\n\x04ttft\x18\x03 \x01(\x0b\x32\x14.kvasir.v1.Waterfall\x12\'\n\tfirst_gap\x18\x04 \x01(\x0b\x32\x14.kvasir.v1.Waterfall\x12%\n\x08\x63ompared\x18\x05 \x03(\x0b\x32\x13.kvasir.v1.Compared\x12#\n\x05story\x18\x06 \x03(\x0b\x32\x14.kvasir.v1.StoryLine\x12\x10\n\x08left_out\x18\x07 \x01(\r\"\x83\x02\n\x06\x43hoice\x12\x0c\n\x04\x61t_s\x18\x01 \x01(\x01\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x0f\n\x07replica\x18\x03 \x01(\t\x12(\n\ncandidates\x18\x04 \x03(\x0b\x32\x14.kvasir.v1.Candidate\x12*\n\x07refused\x18\x05 \x03(\x0b\x32\x19.kvasir.v1.RefusedReplica\x12!\n\x06timing\x18\x06 \x01(\x0b\x32\x11.kvasir.v1.Timing\x12\x0e\n\x06moving\x18\x07 \x01(\x08\x12\x12\n\x05taken\x18\x08 \x01(\rH\x00\x88\x01\x01\x12\x16\n\totherwise\x18\t \x01(\rH\x01\x88\x01\x01\x42\x08\n\x06_takenB\x0c\n\n_otherwise\"\xa4\x01\n\tCandidate\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x0e\n\x06wait_s\x18\x02 \x01(\x01\x12\x12\n\ntransfer_s\x18\x03 \x01(\x01\x12\x0e\n\x06work_s\x18\x04 \x01(\x01\x12\x15\n\rcached_tokens\x18\x05 \x01(\r\x12\x13\n\x06\x63ost_s\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x03way\x18\x07 \x01(\x0b\x32\x0e.kvasir.v1.WayB\t\n\x07_cost_s\"S\n\x03Way\x12\r\n\x05\x61lone\x18\x01 \x01(\x08\x12\x0e\n\x06\x64\x65\x63ode\x18\x02 \x01(\t\x12\r\n\x05gap_s\x18\x03 \x01(\x01\x12\r\n\x05itl_s\x18\x04 \x01(\x01\x12\x0f\n\x07\x61\x66ter_s\x18\x05 \x01(\x01\".\n\x0eRefusedReplica\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x0b\n\x03why\x18\x02 \x01(\t\"\x99\x01\n\x06Timing\x12\x0e\n\x06timing\x18\x01 \x01(\t\x12\x12\n\ntransfer_s\x18\x02 \x01(\x01\x12\x16\n\x0eprefill_left_s\x18\x03 \x01(\x01\x12\x0e\n\x06gain_s\x18\x04 \x01(\x01\x12\x15\n\rwanted_tokens\x18\x05 \x01(\r\x12\x13\n\x0b\x66ree_tokens\x18\x06 \x01(\x03\x12\x17\n\x0f\x63\x61pacity_tokens\x18\x07 \x01(\r\"<\n\tWaterfall\x12\x0f\n\x07total_s\x18\x01 \x01(\x01\x12\x1e\n\x05parts\x18\x02 \x03(\x0b\x32\x0f.kvasir.v1.Part\"%\n\x04Part\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"I\n\x08\x43ompared\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12\x11\n\tpredicted\x18\x03 \x01(\x01\x12\x0e\n\x06\x61\x63tual\x18\x04 \x01(\x01\"\'\n\tStoryLine\x12\x0c\n\x04\x61t_s\x18\x01 \x01(\x01\x12\x0c\n\x04what\x18\x02 \x01(\t\",\n\rRecordRequest\x12\x0c\n\x04salt\x18\x01 \x01(\x0c\x12\r\n\x05steps\x18\x02 \x01(\x08\"s\n\rRecordedBatch\x12,\n\x08requests\x18\x01 \x03(\x0b\x32\x1a.kvasir.v1.RecordedRequest\x12&\n\x05steps\x18\x02 \x03(\x0b\x32\x17.kvasir.v1.RecordedStep\x12\x0c\n\x04lost\x18\x03 \x01(\x04\"\xa1\x02\n\x0fRecordedRequest\x12\x0f\n\x07\x61rrived\x18\x01 \x01(\x01\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x15\n\routput_tokens\x18\x03 \x01(\r\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\x12\n\nblock_size\x18\x05 \x01(\r\x12\x0e\n\x06hashes\x18\x06 \x03(\x06\x12\x11\n\tslo_class\x18\x07 \x01(\t\x12\x0e\n\x06tenant\x18\x08 \x01(\t\x12\x15\n\rcached_tokens\x18\t \x01(\r\x12\x0e\n\x06let_in\x18\n \x01(\x08\x12\x13\n\x06ttft_s\x18\x0b \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05itl_s\x18\x0c \x01(\x01H\x01\x88\x01\x01\x12\x0f\n\x07outcome\x18\r \x01(\tB\t\n\x07_ttft_sB\x08\n\x06_itl_s\"\xc3\x01\n\x0cRecordedStep\x12\x10\n\x08reported\x18\x01 \x01(\x01\x12\x0f\n\x07replica\x18\x02 \x01(\t\x12\x1d\n\x04role\x18\x03 \x01(\x0e\x32\x0f.kvasir.v1.Role\x12\x10\n\x08hardware\x18\x04 \x01(\t\x12\x14\n\x0ctensor_ranks\x18\x05 \x01(\r\x12\x14\n\x0c\x65xpert_ranks\x18\x06 \x01(\r\x12\x0e\n\x06kv_abi\x18\x07 \x01(\t\x12#\n\x04step\x18\x08 \x01(\x0b\x32\x15.kvasir.v1.StepReport2\xed\x03\n\x05\x41\x64min\x12=\n\x06Status\x12\x18.kvasir.v1.StatusRequest\x1a\x19.kvasir.v1.StatusResponse\x12?\n\x07Tickets\x12\x19.kvasir.v1.TicketsRequest\x1a\x19.kvasir.v1.ClusterTickets\x12\x37\n\x04\x46sck\x12\x16.kvasir.v1.FsckRequest\x1a\x17.kvasir.v1.FsckResponse\x12=\n\x06SetSlo\x12\x18.kvasir.v1.SetSloRequest\x1a\x19.kvasir.v1.SetSloResponse\x12U\n\x0e\x45xplainRequest\x12 .kvasir.v1.ExplainRequestRequest\x1a!.kvasir.v1.ExplainRequestResponse\x12U\n\x0eRecentRequests\x12 .kvasir.v1.RecentRequestsRequest\x1a!.kvasir.v1.RecentRequestsResponse\x12>\n\x06Record\x12\x18.kvasir.v1.RecordRequest\x1a\x18.kvasir.v1.RecordedBatch0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'workers.wire.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STATUSREQUEST']._serialized_start=66
-  _globals['_STATUSREQUEST']._serialized_end=81
-  _globals['_REPLICASTATUS']._serialized_start=83
-  _globals['_REPLICASTATUS']._serialized_end=185
-  _globals['_CLASSSTATUS']._serialized_start=187
-  _globals['_CLASSSTATUS']._serialized_end=294
-  _globals['_STATUSRESPONSE']._serialized_start=297
-  _globals['_STATUSRESPONSE']._serialized_end=530
-  _globals['_REPLICATICKETS']._serialized_start=532
-  _globals['_REPLICATICKETS']._serialized_end=622
-  _globals['_CLUSTERTICKETS']._serialized_start=624
-  _globals['_CLUSTERTICKETS']._serialized_end=685
-  _globals['_FSCKREQUEST']._serialized_start=687
-  _globals['_FSCKREQUEST']._serialized_end=716
-  _globals['_FSCKREPLICA']._serialized_start=719
-  _globals['_FSCKREPLICA']._serialized_end=972
-  _globals['_FSCKRESPONSE']._serialized_start=974
-  _globals['_FSCKRESPONSE']._serialized_end=1065
-  _globals['_SETSLOREQUEST']._serialized_start=1067
-  _globals['_SETSLOREQUEST']._serialized_end=1096
-  _globals['_SETSLORESPONSE']._serialized_start=1098
-  _globals['_SETSLORESPONSE']._serialized_end=1114
-  _globals['_EXPLAINREQUESTREQUEST']._serialized_start=1116
-  _globals['_EXPLAINREQUESTREQUEST']._serialized_end=1151
-  _globals['_EXPLAINREQUESTRESPONSE']._serialized_start=1153
-  _globals['_EXPLAINREQUESTRESPONSE']._serialized_end=1219
-  _globals['_RECENTREQUESTSREQUEST']._serialized_start=1221
-  _globals['_RECENTREQUESTSREQUEST']._serialized_end=1259
-  _globals['_RECENTREQUESTSRESPONSE']._serialized_start=1261
-  _globals['_RECENTREQUESTSRESPONSE']._serialized_end=1330
-  _globals['_REQUESTSUMMARY']._serialized_start=1333
-  _globals['_REQUESTSUMMARY']._serialized_end=1646
-  _globals['_EXPLANATION']._serialized_start=1649
-  _globals['_EXPLANATION']._serialized_end=1913
-  _globals['_CHOICE']._serialized_start=1916
-  _globals['_CHOICE']._serialized_end=2107
-  _globals['_CANDIDATE']._serialized_start=2110
-  _globals['_CANDIDATE']._serialized_end=2245
-  _globals['_REFUSEDREPLICA']._serialized_start=2247
-  _globals['_REFUSEDREPLICA']._serialized_end=2293
-  _globals['_TIMING']._serialized_start=2296
-  _globals['_TIMING']._serialized_end=2449
-  _globals['_WATERFALL']._serialized_start=2451
-  _globals['_WATERFALL']._serialized_end=2511
-  _globals['_PART']._serialized_start=2513
-  _globals['_PART']._serialized_end=2550
-  _globals['_COMPARED']._serialized_start=2552
-  _globals['_COMPARED']._serialized_end=2625
-  _globals['_STORYLINE']._serialized_start=2627
-  _globals['_STORYLINE']._serialized_end=2666
-  _globals['_ADMIN']._serialized_start=2669
-  _globals['_ADMIN']._serialized_end=3098
+  _globals['_STATUSREQUEST']._serialized_start=93
+  _globals['_STATUSREQUEST']._serialized_end=108
+  _globals['_REPLICASTATUS']._serialized_start=111
+  _globals['_REPLICASTATUS']._serialized_end=257
+  _globals['_PREDICTION']._serialized_start=259
+  _globals['_PREDICTION']._serialized_end=368
+  _globals['_CLASSSTATUS']._serialized_start=370
+  _globals['_CLASSSTATUS']._serialized_end=477
+  _globals['_OTHERROUTER']._serialized_start=479
+  _globals['_OTHERROUTER']._serialized_end=578
+  _globals['_STATUSRESPONSE']._serialized_start=581
+  _globals['_STATUSRESPONSE']._serialized_end=911
+  _globals['_REPLICATICKETS']._serialized_start=913
+  _globals['_REPLICATICKETS']._serialized_end=1003
+  _globals['_CLUSTERTICKETS']._serialized_start=1005
+  _globals['_CLUSTERTICKETS']._serialized_end=1066
+  _globals['_FSCKREQUEST']._serialized_start=1068
+  _globals['_FSCKREQUEST']._serialized_end=1097
+  _globals['_FSCKREPLICA']._serialized_start=1100
+  _globals['_FSCKREPLICA']._serialized_end=1353
+  _globals['_FSCKRESPONSE']._serialized_start=1355
+  _globals['_FSCKRESPONSE']._serialized_end=1446
+  _globals['_SETSLOREQUEST']._serialized_start=1448
+  _globals['_SETSLOREQUEST']._serialized_end=1477
+  _globals['_SETSLORESPONSE']._serialized_start=1479
+  _globals['_SETSLORESPONSE']._serialized_end=1495
+  _globals['_EXPLAINREQUESTREQUEST']._serialized_start=1497
+  _globals['_EXPLAINREQUESTREQUEST']._serialized_end=1532
+  _globals['_EXPLAINREQUESTRESPONSE']._serialized_start=1534
+  _globals['_EXPLAINREQUESTRESPONSE']._serialized_end=1600
+  _globals['_RECENTREQUESTSREQUEST']._serialized_start=1602
+  _globals['_RECENTREQUESTSREQUEST']._serialized_end=1640
+  _globals['_RECENTREQUESTSRESPONSE']._serialized_start=1642
+  _globals['_RECENTREQUESTSRESPONSE']._serialized_end=1711
+  _globals['_REQUESTSUMMARY']._serialized_start=1714
+  _globals['_REQUESTSUMMARY']._serialized_end=2027
+  _globals['_EXPLANATION']._serialized_start=2030
+  _globals['_EXPLANATION']._serialized_end=2294
+  _globals['_CHOICE']._serialized_start=2297
+  _globals['_CHOICE']._serialized_end=2556
+  _globals['_CANDIDATE']._serialized_start=2559
+  _globals['_CANDIDATE']._serialized_end=2723
+  _globals['_WAY']._serialized_start=2725
+  _globals['_WAY']._serialized_end=2808
+  _globals['_REFUSEDREPLICA']._serialized_start=2810
+  _globals['_REFUSEDREPLICA']._serialized_end=2856
+  _globals['_TIMING']._serialized_start=2859
+  _globals['_TIMING']._serialized_end=3012
+  _globals['_WATERFALL']._serialized_start=3014
+  _globals['_WATERFALL']._serialized_end=3074
+  _globals['_PART']._serialized_start=3076
+  _globals['_PART']._serialized_end=3113
+  _globals['_COMPARED']._serialized_start=3115
+  _globals['_COMPARED']._serialized_end=3188
+  _globals['_STORYLINE']._serialized_start=3190
+  _globals['_STORYLINE']._serialized_end=3229
+  _globals['_RECORDREQUEST']._serialized_start=3231
+  _globals['_RECORDREQUEST']._serialized_end=3275
+  _globals['_RECORDEDBATCH']._serialized_start=3277
+  _globals['_RECORDEDBATCH']._serialized_end=3392
+  _globals['_RECORDEDREQUEST']._serialized_start=3395
+  _globals['_RECORDEDREQUEST']._serialized_end=3684
+  _globals['_RECORDEDSTEP']._serialized_start=3687
+  _globals['_RECORDEDSTEP']._serialized_end=3882
+  _globals['_ADMIN']._serialized_start=3885
+  _globals['_ADMIN']._serialized_end=4378
 # @@protoc_insertion_point(module_scope)

@@ -1,3 +1,4 @@
+from workers.wire import common_pb2 as _common_pb2
 from workers.wire import worker_pb2 as _worker_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -12,16 +13,34 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ReplicaStatus(_message.Message):
-    __slots__ = ("pool", "load", "up", "indexed_blocks")
+    __slots__ = ("pool", "load", "up", "indexed_blocks", "predictions")
     POOL_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     UP_FIELD_NUMBER: _ClassVar[int]
     INDEXED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     pool: str
     load: _worker_pb2.LoadReport
     up: bool
     indexed_blocks: int
-    def __init__(self, pool: _Optional[str] = ..., load: _Optional[_Union[_worker_pb2.LoadReport, _Mapping]] = ..., up: _Optional[bool] = ..., indexed_blocks: _Optional[int] = ...) -> None: ...
+    predictions: _containers.RepeatedCompositeFieldContainer[Prediction]
+    def __init__(self, pool: _Optional[str] = ..., load: _Optional[_Union[_worker_pb2.LoadReport, _Mapping]] = ..., up: _Optional[bool] = ..., indexed_blocks: _Optional[int] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ...) -> None: ...
+
+class Prediction(_message.Message):
+    __slots__ = ("kind", "count", "predicted_s", "actual_s", "error", "bias")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_S_FIELD_NUMBER: _ClassVar[int]
+    ACTUAL_S_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    BIAS_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    count: int
+    predicted_s: float
+    actual_s: float
+    error: float
+    bias: float
+    def __init__(self, kind: _Optional[str] = ..., count: _Optional[int] = ..., predicted_s: _Optional[float] = ..., actual_s: _Optional[float] = ..., error: _Optional[float] = ..., bias: _Optional[float] = ...) -> None: ...
 
 class ClassStatus(_message.Message):
     __slots__ = ("name", "queued", "admitted", "refused", "good", "ended")
@@ -39,8 +58,22 @@ class ClassStatus(_message.Message):
     ended: int
     def __init__(self, name: _Optional[str] = ..., queued: _Optional[int] = ..., admitted: _Optional[int] = ..., refused: _Optional[int] = ..., good: _Optional[int] = ..., ended: _Optional[int] = ...) -> None: ...
 
+class OtherRouter(_message.Message):
+    __slots__ = ("id", "heard_s", "pending_tokens", "kv_tokens", "seqs")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    HEARD_S_FIELD_NUMBER: _ClassVar[int]
+    PENDING_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SEQS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    heard_s: float
+    pending_tokens: int
+    kv_tokens: int
+    seqs: int
+    def __init__(self, id: _Optional[str] = ..., heard_s: _Optional[float] = ..., pending_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., seqs: _Optional[int] = ...) -> None: ...
+
 class StatusResponse(_message.Message):
-    __slots__ = ("model", "replicas", "requests_in_flight", "requests_total", "requests_failed", "redis_up", "index_blocks", "classes")
+    __slots__ = ("model", "replicas", "requests_in_flight", "requests_total", "requests_failed", "redis_up", "index_blocks", "classes", "requests", "router", "others")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
@@ -49,6 +82,9 @@ class StatusResponse(_message.Message):
     REDIS_UP_FIELD_NUMBER: _ClassVar[int]
     INDEX_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    ROUTER_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_FIELD_NUMBER: _ClassVar[int]
     model: str
     replicas: _containers.RepeatedCompositeFieldContainer[ReplicaStatus]
     requests_in_flight: int
@@ -57,7 +93,10 @@ class StatusResponse(_message.Message):
     redis_up: bool
     index_blocks: int
     classes: _containers.RepeatedCompositeFieldContainer[ClassStatus]
-    def __init__(self, model: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., requests_in_flight: _Optional[int] = ..., requests_total: _Optional[int] = ..., requests_failed: _Optional[int] = ..., redis_up: _Optional[bool] = ..., index_blocks: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[ClassStatus, _Mapping]]] = ...) -> None: ...
+    requests: _containers.RepeatedCompositeFieldContainer[Prediction]
+    router: str
+    others: _containers.RepeatedCompositeFieldContainer[OtherRouter]
+    def __init__(self, model: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., requests_in_flight: _Optional[int] = ..., requests_total: _Optional[int] = ..., requests_failed: _Optional[int] = ..., redis_up: _Optional[bool] = ..., index_blocks: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[ClassStatus, _Mapping]]] = ..., requests: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., router: _Optional[str] = ..., others: _Optional[_Iterable[_Union[OtherRouter, _Mapping]]] = ...) -> None: ...
 
 class ReplicaTickets(_message.Message):
     __slots__ = ("replica", "held", "error")
@@ -206,7 +245,7 @@ class Explanation(_message.Message):
     def __init__(self, summary: _Optional[_Union[RequestSummary, _Mapping]] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., ttft: _Optional[_Union[Waterfall, _Mapping]] = ..., first_gap: _Optional[_Union[Waterfall, _Mapping]] = ..., compared: _Optional[_Iterable[_Union[Compared, _Mapping]]] = ..., story: _Optional[_Iterable[_Union[StoryLine, _Mapping]]] = ..., left_out: _Optional[int] = ...) -> None: ...
 
 class Choice(_message.Message):
-    __slots__ = ("at_s", "phase", "replica", "candidates", "refused", "timing", "moving")
+    __slots__ = ("at_s", "phase", "replica", "candidates", "refused", "timing", "moving", "taken", "otherwise")
     AT_S_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     REPLICA_FIELD_NUMBER: _ClassVar[int]
@@ -214,6 +253,8 @@ class Choice(_message.Message):
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
     MOVING_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_FIELD_NUMBER: _ClassVar[int]
+    OTHERWISE_FIELD_NUMBER: _ClassVar[int]
     at_s: float
     phase: str
     replica: str
@@ -221,23 +262,41 @@ class Choice(_message.Message):
     refused: _containers.RepeatedCompositeFieldContainer[RefusedReplica]
     timing: Timing
     moving: bool
-    def __init__(self, at_s: _Optional[float] = ..., phase: _Optional[str] = ..., replica: _Optional[str] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[RefusedReplica, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., moving: _Optional[bool] = ...) -> None: ...
+    taken: int
+    otherwise: int
+    def __init__(self, at_s: _Optional[float] = ..., phase: _Optional[str] = ..., replica: _Optional[str] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[RefusedReplica, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., moving: _Optional[bool] = ..., taken: _Optional[int] = ..., otherwise: _Optional[int] = ...) -> None: ...
 
 class Candidate(_message.Message):
-    __slots__ = ("replica", "wait_s", "transfer_s", "work_s", "cached_tokens", "cost_s")
+    __slots__ = ("replica", "wait_s", "transfer_s", "work_s", "cached_tokens", "cost_s", "way")
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     WAIT_S_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_S_FIELD_NUMBER: _ClassVar[int]
     WORK_S_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COST_S_FIELD_NUMBER: _ClassVar[int]
+    WAY_FIELD_NUMBER: _ClassVar[int]
     replica: str
     wait_s: float
     transfer_s: float
     work_s: float
     cached_tokens: int
     cost_s: float
-    def __init__(self, replica: _Optional[str] = ..., wait_s: _Optional[float] = ..., transfer_s: _Optional[float] = ..., work_s: _Optional[float] = ..., cached_tokens: _Optional[int] = ..., cost_s: _Optional[float] = ...) -> None: ...
+    way: Way
+    def __init__(self, replica: _Optional[str] = ..., wait_s: _Optional[float] = ..., transfer_s: _Optional[float] = ..., work_s: _Optional[float] = ..., cached_tokens: _Optional[int] = ..., cost_s: _Optional[float] = ..., way: _Optional[_Union[Way, _Mapping]] = ...) -> None: ...
+
+class Way(_message.Message):
+    __slots__ = ("alone", "decode", "gap_s", "itl_s", "after_s")
+    ALONE_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    GAP_S_FIELD_NUMBER: _ClassVar[int]
+    ITL_S_FIELD_NUMBER: _ClassVar[int]
+    AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    alone: bool
+    decode: str
+    gap_s: float
+    itl_s: float
+    after_s: float
+    def __init__(self, alone: _Optional[bool] = ..., decode: _Optional[str] = ..., gap_s: _Optional[float] = ..., itl_s: _Optional[float] = ..., after_s: _Optional[float] = ...) -> None: ...
 
 class RefusedReplica(_message.Message):
     __slots__ = ("replica", "why")
@@ -300,3 +359,71 @@ class StoryLine(_message.Message):
     at_s: float
     what: str
     def __init__(self, at_s: _Optional[float] = ..., what: _Optional[str] = ...) -> None: ...
+
+class RecordRequest(_message.Message):
+    __slots__ = ("salt", "steps")
+    SALT_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    salt: bytes
+    steps: bool
+    def __init__(self, salt: _Optional[bytes] = ..., steps: _Optional[bool] = ...) -> None: ...
+
+class RecordedBatch(_message.Message):
+    __slots__ = ("requests", "steps", "lost")
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    requests: _containers.RepeatedCompositeFieldContainer[RecordedRequest]
+    steps: _containers.RepeatedCompositeFieldContainer[RecordedStep]
+    lost: int
+    def __init__(self, requests: _Optional[_Iterable[_Union[RecordedRequest, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[RecordedStep, _Mapping]]] = ..., lost: _Optional[int] = ...) -> None: ...
+
+class RecordedRequest(_message.Message):
+    __slots__ = ("arrived", "prompt_tokens", "output_tokens", "max_tokens", "block_size", "hashes", "slo_class", "tenant", "cached_tokens", "let_in", "ttft_s", "itl_s", "outcome")
+    ARRIVED_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    SLO_CLASS_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LET_IN_FIELD_NUMBER: _ClassVar[int]
+    TTFT_S_FIELD_NUMBER: _ClassVar[int]
+    ITL_S_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    arrived: float
+    prompt_tokens: int
+    output_tokens: int
+    max_tokens: int
+    block_size: int
+    hashes: _containers.RepeatedScalarFieldContainer[int]
+    slo_class: str
+    tenant: str
+    cached_tokens: int
+    let_in: bool
+    ttft_s: float
+    itl_s: float
+    outcome: str
+    def __init__(self, arrived: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., block_size: _Optional[int] = ..., hashes: _Optional[_Iterable[int]] = ..., slo_class: _Optional[str] = ..., tenant: _Optional[str] = ..., cached_tokens: _Optional[int] = ..., let_in: _Optional[bool] = ..., ttft_s: _Optional[float] = ..., itl_s: _Optional[float] = ..., outcome: _Optional[str] = ...) -> None: ...
+
+class RecordedStep(_message.Message):
+    __slots__ = ("reported", "replica", "role", "hardware", "tensor_ranks", "expert_ranks", "kv_abi", "step")
+    REPORTED_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    HARDWARE_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_RANKS_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_RANKS_FIELD_NUMBER: _ClassVar[int]
+    KV_ABI_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    reported: float
+    replica: str
+    role: _common_pb2.Role
+    hardware: str
+    tensor_ranks: int
+    expert_ranks: int
+    kv_abi: str
+    step: _worker_pb2.StepReport
+    def __init__(self, reported: _Optional[float] = ..., replica: _Optional[str] = ..., role: _Optional[_Union[_common_pb2.Role, str]] = ..., hardware: _Optional[str] = ..., tensor_ranks: _Optional[int] = ..., expert_ranks: _Optional[int] = ..., kv_abi: _Optional[str] = ..., step: _Optional[_Union[_worker_pb2.StepReport, _Mapping]] = ...) -> None: ...

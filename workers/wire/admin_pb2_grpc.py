@@ -65,6 +65,11 @@ class AdminStub:
                 request_serializer=workers_dot_wire_dot_admin__pb2.RecentRequestsRequest.SerializeToString,
                 response_deserializer=workers_dot_wire_dot_admin__pb2.RecentRequestsResponse.FromString,
                 _registered_method=True)
+        self.Record = channel.unary_stream(
+                '/kvasir.v1.Admin/Record',
+                request_serializer=workers_dot_wire_dot_admin__pb2.RecordRequest.SerializeToString,
+                response_deserializer=workers_dot_wire_dot_admin__pb2.RecordedBatch.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -109,6 +114,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Record(self, request, context):
+        """What ends from now on, until the caller leaves: sizes and times, no text and no token ids.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -141,6 +153,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.RecentRequests,
                     request_deserializer=workers_dot_wire_dot_admin__pb2.RecentRequestsRequest.FromString,
                     response_serializer=workers_dot_wire_dot_admin__pb2.RecentRequestsResponse.SerializeToString,
+            ),
+            'Record': grpc.unary_stream_rpc_method_handler(
+                    servicer.Record,
+                    request_deserializer=workers_dot_wire_dot_admin__pb2.RecordRequest.FromString,
+                    response_serializer=workers_dot_wire_dot_admin__pb2.RecordedBatch.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -305,6 +322,33 @@ class Admin:
             '/kvasir.v1.Admin/RecentRequests',
             workers_dot_wire_dot_admin__pb2.RecentRequestsRequest.SerializeToString,
             workers_dot_wire_dot_admin__pb2.RecentRequestsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Record(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kvasir.v1.Admin/Record',
+            workers_dot_wire_dot_admin__pb2.RecordRequest.SerializeToString,
+            workers_dot_wire_dot_admin__pb2.RecordedBatch.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from workers.core.batch import SequenceUpdate
 from workers.core.request import FinishReason, Request, SampledToken, SamplingParams
 from workers.core.roles import RoleName
+from workers.core.step_work import MeasuredStep, StepWork
 from workers.wire import common_pb2 as common
 from workers.wire import worker_pb2 as worker
 
@@ -80,6 +81,8 @@ def params_from_wire(message: common.SamplingParams) -> SamplingParams:
 
 
 def token_to_wire(token: SampledToken) -> common.Token:
+    if token.logprob is None:
+        return common.Token(id=token.id, position=token.position)
     return common.Token(
         id=token.id,
         position=token.position,
@@ -101,10 +104,12 @@ def update_to_wire(update: SequenceUpdate) -> worker.Tokens:
 
 
 def token_from_wire(message: common.Token) -> SampledToken:
+    if not message.HasField("logprob"):
+        return SampledToken(message.id, message.position)
     return SampledToken(
         id=message.id,
         position=message.position,
-        logprob=message.logprob if message.HasField("logprob") else None,
+        logprob=message.logprob,
         top_logprobs=tuple((top.token_id, top.logprob) for top in message.top_logprobs),
     )
 
@@ -129,3 +134,26 @@ def request_from_wire(message: worker.SequenceSpec) -> Request:
         attempt=message.attempt,
         cache_salt=message.cache_salt,
     )
+
+
+def step_to_wire(step: MeasuredStep) -> worker.StepReport:
+    work, seconds = step
+    return worker.StepReport(
+        prefill_tokens=work.prefill_tokens,
+        prefill_kv=work.prefill_kv,
+        prefill_pairs=work.prefill_pairs,
+        decode_seqs=work.decode_seqs,
+        decode_kv=work.decode_kv,
+        seconds=seconds,
+    )
+
+
+def step_from_wire(message: worker.StepReport) -> MeasuredStep:
+    work = StepWork(
+        message.prefill_tokens,
+        message.prefill_kv,
+        message.prefill_pairs,
+        message.decode_seqs,
+        message.decode_kv,
+    )
+    return MeasuredStep(work, message.seconds)

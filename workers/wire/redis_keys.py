@@ -4,6 +4,7 @@
 `{cluster}:events:<id>`   stream; an entry has inc (incarnation), seq (+1 each) and data (packed)
 `{cluster}:blocks:<id>`   hash, a snapshot: inc, data (packed ids), the seq it stands after, and at,
                           the stream entry after which to read on
+`{cluster}:loads`         channel on which routers tell each other what they gave to whom
 The braces are a hash tag: all keys of a cluster live in one slot of a Redis Cluster.
 """
 
@@ -44,6 +45,8 @@ class ReplicaRecord(BaseModel):
     context_length: int
     kv_tokens: int
     tensor_ranks: int = 1  # that share out the KV heads of each of its shards
+    expert_ranks: int = 1  # that share out the experts
+    hardware: str = "cpu"  # the name of a profile
     event_seq: int = 0  # the last event that stands in Redis
 
 
@@ -57,6 +60,10 @@ def events_key(cluster: str, replica: str) -> str:
 
 def blocks_key(cluster: str, replica: str) -> str:
     return f"{{{cluster}}}:blocks:{replica}"
+
+
+def loads_channel(cluster: str) -> str:
+    return f"{{{cluster}}}:loads"
 
 
 def without_password(url: str) -> str:

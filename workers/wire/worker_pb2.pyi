@@ -83,6 +83,32 @@ class DecodeRequest(_message.Message):
     epoch: int
     def __init__(self, sequence: _Optional[_Union[SequenceSpec, _Mapping]] = ..., ticket: _Optional[_Union[_common_pb2.Ticket, _Mapping]] = ..., epoch: _Optional[int] = ...) -> None: ...
 
+class DecodeCancel(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DecodeRead(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DecodeCall(_message.Message):
+    __slots__ = ("call", "start", "cancel", "read")
+    CALL_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    READ_FIELD_NUMBER: _ClassVar[int]
+    call: int
+    start: DecodeRequest
+    cancel: DecodeCancel
+    read: DecodeRead
+    def __init__(self, call: _Optional[int] = ..., start: _Optional[_Union[DecodeRequest, _Mapping]] = ..., cancel: _Optional[_Union[DecodeCancel, _Mapping]] = ..., read: _Optional[_Union[DecodeRead, _Mapping]] = ...) -> None: ...
+
+class DecodeStep(_message.Message):
+    __slots__ = ("events",)
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[DecodeEvent]
+    def __init__(self, events: _Optional[_Iterable[_Union[DecodeEvent, _Mapping]]] = ...) -> None: ...
+
 class Admitted(_message.Message):
     __slots__ = ("cached_tokens", "fetched_bytes", "admit_wait_s", "transfer_s", "transport", "refetched_blocks", "exposed_s")
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -125,8 +151,16 @@ class Moved(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class End(_message.Message):
+    __slots__ = ("code", "message")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    message: str
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
 class DecodeEvent(_message.Message):
-    __slots__ = ("attempt", "admitted", "tokens", "progress", "prefilled", "moving", "moved")
+    __slots__ = ("attempt", "admitted", "tokens", "progress", "prefilled", "moving", "moved", "end", "call")
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     ADMITTED_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +168,8 @@ class DecodeEvent(_message.Message):
     PREFILLED_FIELD_NUMBER: _ClassVar[int]
     MOVING_FIELD_NUMBER: _ClassVar[int]
     MOVED_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    CALL_FIELD_NUMBER: _ClassVar[int]
     attempt: int
     admitted: Admitted
     tokens: Tokens
@@ -141,7 +177,9 @@ class DecodeEvent(_message.Message):
     prefilled: Prefilled
     moving: Moving
     moved: Moved
-    def __init__(self, attempt: _Optional[int] = ..., admitted: _Optional[_Union[Admitted, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., prefilled: _Optional[_Union[Prefilled, _Mapping]] = ..., moving: _Optional[_Union[Moving, _Mapping]] = ..., moved: _Optional[_Union[Moved, _Mapping]] = ...) -> None: ...
+    end: End
+    call: int
+    def __init__(self, attempt: _Optional[int] = ..., admitted: _Optional[_Union[Admitted, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., prefilled: _Optional[_Union[Prefilled, _Mapping]] = ..., moving: _Optional[_Union[Moving, _Mapping]] = ..., moved: _Optional[_Union[Moved, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., call: _Optional[int] = ...) -> None: ...
 
 class Redeem(_message.Message):
     __slots__ = ("ticket_id", "epoch", "kv_abi", "first_block", "receiver", "generation", "known_tokens")
@@ -402,16 +440,20 @@ class WatchRequest(_message.Message):
     def __init__(self, interval_s: _Optional[float] = ...) -> None: ...
 
 class StepReport(_message.Message):
-    __slots__ = ("prefill_tokens", "decode_seqs", "context_tokens", "seconds")
+    __slots__ = ("prefill_tokens", "prefill_kv", "prefill_pairs", "decode_seqs", "decode_kv", "seconds")
     PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_KV_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_PAIRS_FIELD_NUMBER: _ClassVar[int]
     DECODE_SEQS_FIELD_NUMBER: _ClassVar[int]
-    CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_KV_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     prefill_tokens: int
+    prefill_kv: int
+    prefill_pairs: int
     decode_seqs: int
-    context_tokens: int
+    decode_kv: int
     seconds: float
-    def __init__(self, prefill_tokens: _Optional[int] = ..., decode_seqs: _Optional[int] = ..., context_tokens: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+    def __init__(self, prefill_tokens: _Optional[int] = ..., prefill_kv: _Optional[int] = ..., prefill_pairs: _Optional[int] = ..., decode_seqs: _Optional[int] = ..., decode_kv: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class TransferReport(_message.Message):
     __slots__ = ("sender", "transport", "num_bytes", "seconds")

@@ -39,10 +39,10 @@ class WorkerStub:
                 request_serializer=workers_dot_wire_dot_worker__pb2.PrefillRequest.SerializeToString,
                 response_deserializer=workers_dot_wire_dot_worker__pb2.PrefillEvent.FromString,
                 _registered_method=True)
-        self.Decode = channel.unary_stream(
+        self.Decode = channel.stream_stream(
                 '/kvasir.v1.Worker/Decode',
-                request_serializer=workers_dot_wire_dot_worker__pb2.DecodeRequest.SerializeToString,
-                response_deserializer=workers_dot_wire_dot_worker__pb2.DecodeEvent.FromString,
+                request_serializer=workers_dot_wire_dot_worker__pb2.DecodeCall.SerializeToString,
+                response_deserializer=workers_dot_wire_dot_worker__pb2.DecodeStep.FromString,
                 _registered_method=True)
         self.FetchKV = channel.stream_stream(
                 '/kvasir.v1.Worker/FetchKV',
@@ -116,9 +116,10 @@ class WorkerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Decode(self, request, context):
-        """With a ticket: Admitted -> Tokens*. Without one the worker computes the prompt too: Admitted -> Progress* ->
-        Prefilled -> Tokens*, from the first token on. The last Tokens carries finish_reason. Cancelling the call frees
+    def Decode(self, request_iterator, context):
+        """Every decode call of one client, in one stream. Of a call with a ticket: Admitted -> Tokens*. Without one the worker
+        computes the prompt too: Admitted -> Progress* -> Prefilled -> Tokens*, from the first token on. The last Tokens
+        carries finish_reason; each call ends with one End, unless it was cancelled. Cancelling a call, or the stream, frees
         everything.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -213,10 +214,10 @@ def add_WorkerServicer_to_server(servicer, server):
                     request_deserializer=workers_dot_wire_dot_worker__pb2.PrefillRequest.FromString,
                     response_serializer=workers_dot_wire_dot_worker__pb2.PrefillEvent.SerializeToString,
             ),
-            'Decode': grpc.unary_stream_rpc_method_handler(
+            'Decode': grpc.stream_stream_rpc_method_handler(
                     servicer.Decode,
-                    request_deserializer=workers_dot_wire_dot_worker__pb2.DecodeRequest.FromString,
-                    response_serializer=workers_dot_wire_dot_worker__pb2.DecodeEvent.SerializeToString,
+                    request_deserializer=workers_dot_wire_dot_worker__pb2.DecodeCall.FromString,
+                    response_serializer=workers_dot_wire_dot_worker__pb2.DecodeStep.SerializeToString,
             ),
             'FetchKV': grpc.stream_stream_rpc_method_handler(
                     servicer.FetchKV,
@@ -317,7 +318,7 @@ class Worker:
             _registered_method=True)
 
     @staticmethod
-    def Decode(request,
+    def Decode(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -327,12 +328,12 @@ class Worker:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
             '/kvasir.v1.Worker/Decode',
-            workers_dot_wire_dot_worker__pb2.DecodeRequest.SerializeToString,
-            workers_dot_wire_dot_worker__pb2.DecodeEvent.FromString,
+            workers_dot_wire_dot_worker__pb2.DecodeCall.SerializeToString,
+            workers_dot_wire_dot_worker__pb2.DecodeStep.FromString,
             options,
             channel_credentials,
             insecure,

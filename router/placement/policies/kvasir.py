@@ -1,13 +1,15 @@
 """Our own policy: the end of this request, and what it costs those that come after it.
 
     cost = wait + work * (1 + LATER * busy + MEANWHILE * rate * (wait + work / 2))
-                + AGAIN * (work - the least work anywhere) + AWAY * work, unless it is at home
+                + AGAIN * work that is cached elsewhere + AWAY * work, unless it is at home
+                + after
 
 `wait` and `work` are predicted seconds. `busy` is the part of the last minutes that the replica
 computed: whoever continues this prompt comes back to it and waits for that. `rate` is how many
 requests a second it was given: so many arrive during `wait + work / 2` and wait for `work` longer,
-unless they go elsewhere, as most can. Work that would be less elsewhere is a second copy of cached
-blocks: it takes the place of others that are hit as often. Home is where this conversation was last
+unless they go elsewhere, as most can. Work that is cached elsewhere makes a second copy of
+blocks: it takes the place of others that are hit as often. `after`: what the way it goes on costs
+(ways.py). Home is where this conversation was last
 prefilled: even if its blocks are gone, that replica remembers them, and keeps them longer now. The
 weights were fitted on the first halves of the traces (load_tests/README.md has both halves).
 """
@@ -20,6 +22,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from router.placement.decision import Candidates, Need
+from router.replica import Replica
 from workers.core.clock import Clock
 from workers.core.hashing import BlockId
 
@@ -30,6 +33,7 @@ AWAY = 0.3
 CLOSE = 1.01  # costs closer than this are equal; the less busy one is taken
 BUSY_S = 300.0  # memory of `busy`
 RATE_S = 60.0  # memory of `rate`
+EPOCH_S = 600.0  # after which sums are brought up to date, so that they stay small
 FIRST_S = 1.0  # before that nothing is known of either
 KEPT = 2  # tallies kept, as a multiple of the candidates
 PART = 0.25  # of a prompt that a part of the same conversation has at least
@@ -38,7 +42,7 @@ HOMES = 1 << 16  # prompts whose home is remembered, about 250 bytes each
 
 @dataclass(slots=True)
 class _Tally:
-    """Sums that fade: seconds of work given, and requests given."""
+    """Sums that fade: seconds of work given, and requests given, as they stood at `_epoch`."""
 
     work_s: float = 0.0
     requests: float = 0.0
@@ -50,14 +54,18 @@ class Kvasir:
     def __init__(self, rng: random.Random, clock: Clock) -> None:
         self._rng = rng
         self._clock = clock
-        self._began = self._seen = clock.now()
+        self._began = self._epoch = clock.now()
         self._tallies: dict[str, _Tally] = {}
         self._homes: OrderedDict[BlockId, str] = OrderedDict()  # by a prompt's last full block
 
     def choose(self, need: Need, among: Candidates) -> int:
-        self._fade()
-        tallies = [self._tally(replica.id) for replica in among.replicas]
-        costs = self._costs(among, tallies, self._home(need))
+        now = self._clock.now()
+        if now - self._epoch > EPOCH_S:
+            self._fade(now)
+        tallies = [
+            self._tallies.get(replica.id) or self._meet(replica) for replica in among.replicas
+        ]
+        costs = self._costs(need, among, tallies, now)
         among.cost_s[:] = costs
         limit = min(costs) * CLOSE
         close = [place for place, cost in enumerate(costs) if cost <= limit]
@@ -65,36 +73,49 @@ class Kvasir:
         if len(close) > 1:
             idlest = min(tallies[place].work_s for place in close)
             chosen = self._rng.choice([p for p in close if tallies[p].work_s == idlest])
-        tallies[chosen].work_s += among.work_s[chosen]
-        tallies[chosen].requests += 1.0
+        since = now - self._epoch
+        tallies[chosen].work_s += among.work_s[chosen] * math.exp(since / BUSY_S)
+        tallies[chosen].requests += math.exp(since / RATE_S)
         self._settle(need, among.replicas[chosen].id)
         if len(self._tallies) > KEPT * len(among):
             names = {replica.id for replica in among.replicas}
             self._tallies = {name: self._tallies[name] for name in names}
         return chosen
 
-    def _costs(self, among: Candidates, tallies: list[_Tally], home: str | None) -> list[float]:
-        age_s = max(FIRST_S, self._seen - self._began)
-        busy_s, rate_s = _window(BUSY_S, age_s), _window(RATE_S, age_s)
-        least_s = min(among.work_s)
+    def _costs(
+        self, need: Need, among: Candidates, tallies: list[_Tally], now: float
+    ) -> list[float]:
+        age_s, since = max(FIRST_S, now - self._began), now - self._epoch
+        busy = LATER * math.exp(-since / BUSY_S) / _window(BUSY_S, age_s)
+        rate = MEANWHILE * math.exp(-since / RATE_S) / _window(RATE_S, age_s)
+        most, tokens = max(among.cached), need.num_tokens
         costs = []
-        for own, wait_s, work_s in zip(tallies, among.wait_s, among.work_s, strict=True):
-            later = LATER * min(1.0, own.work_s / busy_s)
-            meanwhile = MEANWHILE * own.requests / rate_s * (wait_s + work_s / 2)
-            again = AGAIN * (work_s - least_s)
-            costs.append(wait_s + work_s * (1 + later + meanwhile) + again)
+        for own, cached, wait_s, work_s in zip(
+            tallies, among.cached, among.wait_s, among.work_s, strict=True
+        ):
+            times = 1 + min(LATER, busy * own.work_s)
+            times += rate * own.requests * (wait_s + work_s / 2)
+            if cached < most:
+                times += AGAIN * (most - cached) / (tokens - cached)
+            costs.append(wait_s + work_s * times)
+        home = self._home(need)
         if home is not None:
             for place, replica in enumerate(among.replicas):
                 if replica.id != home:
                     costs[place] += AWAY * among.work_s[place]
+        if among.ways:
+            return [cost + way.after_s for cost, way in zip(costs, among.ways, strict=True)]
         return costs
 
     def _home(self, need: Need) -> str | None:
         """Of the longest prompt that this one continues, if that is a good part of it: what is
         shorter may be anybody's."""
-        homes, least = self._homes, max(1, int(PART * len(need.ids)))
-        longest = reversed(need.ids[least:])
-        return next((homes[block] for block in longest if block in homes), None)
+        homes, ids = self._homes, need.ids
+        for place in range(len(ids) - 1, max(1, int(PART * len(ids))) - 1, -1):
+            home = homes.get(ids[place])
+            if home is not None:
+                return home
+        return None
 
     def _settle(self, need: Need, replica: str) -> None:
         if need.ids:
@@ -103,17 +124,15 @@ class Kvasir:
             if len(self._homes) > HOMES:
                 self._homes.popitem(last=False)
 
-    def _tally(self, name: str) -> _Tally:
-        tally = self._tallies.get(name)
-        if tally is None:
-            tally = self._tallies[name] = _Tally()
-        return tally
+    def _meet(self, replica: Replica) -> _Tally:
+        return self._tallies.setdefault(replica.id, _Tally())
 
-    def _fade(self) -> None:
-        now = self._clock.now()
-        work = math.exp((self._seen - now) / BUSY_S)
-        requests = math.exp((self._seen - now) / RATE_S)
-        self._seen = now
+    def _fade(self, now: float) -> None:
+        """Between two of these, what is added counts more the later it comes: so one decision need
+        not touch every tally."""
+        since = self._epoch - now
+        self._epoch = now
+        work, requests = math.exp(since / BUSY_S), math.exp(since / RATE_S)
         for tally in self._tallies.values():
             tally.work_s *= work
             tally.requests *= requests

@@ -170,13 +170,13 @@ async def test_two_workers_on_one_device_hand_over_through_host_staging(tmp_path
     params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
     prompt = tuple(i * 37 % 250 for i in range(700))
     async with workers(tmp_path, model, **roles) as up:
-        p, d = up["p"].stub, up["d"].stub
-        warm, first = await both(p.Prefill, d.Decode, Request("a", prompt, 700, params))
-        again, second = await both(p.Prefill, d.Decode, Request("b", prompt, 700, params))
+        p, d = up["p"].stub.Prefill, up["d"].decode
+        warm, first = await both(p, d, Request("a", prompt, 700, params))
+        again, second = await both(p, d, Request("b", prompt, 700, params))
         assert first == second and again.cached_tokens == 43 * 16
         assert warm.transport in ("shm", "inline")  # the first need not wait for its pair
         other = tuple(reversed(prompt))
-        admitted, _ = await both(p.Prefill, d.Decode, Request("c", other, 700, params))
+        admitted, _ = await both(p, d, Request("c", other, 700, params))
         assert admitted.transport == "shm"
 
 

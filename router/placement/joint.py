@@ -1,0 +1,110 @@
+"""Every way that a request can go, side by side: each prefill replica with the decode replica that
+would take its ticket soonest, and each replica that could do all of it alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from router.latency import LatencyModel
+from router.placement.decision import Candidates, Need, Way
+from router.placement.scorers import Scorer
+from router.placement.ways import LATE, Ways, few
+from router.replica import Replica
+
+PREFILLS = 24  # looked at: half of them the least loaded, half those that cache most
+DECODES = 3  # looked at for each of these
+ALONE = 8  # looked at of those that would rather not
+# A replica keeps to its role where it makes little difference: whoever decodes there next has an
+# interest in that, and is not counted.
+LEAST_GAIN = 0.1  # of the work
+LEAST_GAIN_S = 2e-3
+
+
+class _Next(NamedTuple):
+    """A decode replica that may take it: the gap but for the transfer."""
+
+    replica: Replica
+    num_bytes: int
+    gap_s: float
+    way: Way
+
+
+class Joint:
+    def __init__(
+        self, latency: LatencyModel, scorer: Scorer, ways: Ways, rng: random.Random
+    ) -> None:
+        self._rng = rng
+        self._latency = latency
+        self._scorer = scorer
+        self._ways = ways
+
+    def score(
+        self,
+        need: Need,
+        prefills: Sequence[Replica],
+        decodes: Sequence[Replica],
+        alone: Sequence[Replica],
+        reluctant: Sequence[Replica],
+    ) -> Candidates:
+        """`alone`: who is there to do both. `reluctant`: who could, a few of which are looked at.
+        No prefill replica stands here without somebody to decode, while anybody can do both."""
+        hits = need.cached
+        alone = [*alone, *few(reluctant, hits, ALONE, self._rng)]
+        prefills = few(prefills, hits, PREFILLS, self._rng)
+        nexts = self._nexts(need, decodes)
+        if not nexts and alone:
+            prefills = ()
+        replicas = [*prefills, *alone]
+        cached = [hits.get(replica.id, 0) for replica in replicas]
+        waits, works, ways = [], [], []
+        for place, (replica, hit) in enumerate(zip(replicas, cached, strict=True)):
+            if place < len(prefills):
+                wait_s, work_s = self._scorer.prefill(need, replica, hit)
+                way = self._split(need, replica, work_s, need.num_tokens - hit, nexts)
+            else:
+                wait_s, work_s = self._ways.alone_s(need, replica, hit)
+                wait_s += self._scorer.pages_s(need, replica, hit)
+                way = self._ways.alone(need, replica, work_s)
+                if replica.role != "aggregated":
+                    way = way._replace(after_s=way.after_s + LEAST_GAIN_S + LEAST_GAIN * work_s)
+            late_s = wait_s + work_s - need.targets.ttft_s
+            if late_s > 0:
+                way = way._replace(after_s=way.after_s + LATE * late_s)
+            waits.append(wait_s)
+            works.append(work_s)
+            ways.append(way)
+        return Candidates(replicas, cached, waits, works, ways=ways)
+
+    def _nexts(self, need: Need, decodes: Sequence[Replica]) -> list[_Next]:
+        """Those that would decode it soonest, whoever sends it."""
+        rows = []
+        for replica in decodes:
+            uncached = need.num_tokens - need.cached.get(replica.id, 0)
+            wait_s, _, step_s = self._scorer.decode(need, replica, need.num_tokens - uncached)
+            rows.append((wait_s + step_s, uncached * replica.load.kv_bytes_per_token, replica))
+        rows.sort(key=lambda row: row[:2])
+        return [
+            _Next(replica, num_bytes, gap_s, self._ways.split(need, replica, 0.0))
+            for gap_s, num_bytes, replica in rows[:DECODES]
+        ]
+
+    def _split(
+        self, need: Need, prefill: Replica, work_s: float, new_tokens: int, nexts: list[_Next]
+    ) -> Way:
+        """With whoever costs least after the first token."""
+        name, chunk = prefill.id, prefill.load.step_tokens or new_tokens
+        last = min(1.0, chunk / new_tokens) if new_tokens else 1.0
+        itl_s = need.targets.itl_s
+        best: Way | None = None
+        for after in nexts:
+            transfer_s = self._latency.transfer_s(after.num_bytes, name, after.replica.id)
+            if name in after.replica.load.quarantined:
+                transfer_s *= 2  # inline, for now
+            # bound early, it runs beside the prefill but for the last chunk's part
+            gap_s = after.gap_s + max(last * transfer_s, transfer_s - work_s)
+            after_s = after.way.after_s + max(0.0, gap_s - itl_s)
+            if best is None or (after_s, gap_s) < (best.after_s, best.gap_s):
+                best = after.way._replace(gap_s=gap_s, after_s=after_s)
+        return best or Way(alone=False)  # nobody decodes now: somebody will

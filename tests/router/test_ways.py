@@ -1,0 +1,156 @@
+"""Split or alone: what placement predicts for each way, and which it takes."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from router.latency import FittedLatency, HardwareClass
+from router.placement.decision import Need, Refusal, Targets
+from router.placement.duty import MEMORY_S, MOST, Duty
+from router.placement.placement import Disaggregation, Placement
+from router.placement.policies.cached import Soonest
+from router.placement.ways import few, price
+from router.replica import Replica
+from tests.router.fleet import house, request
+from tests.router.test_placement import LLAMA_8B, replica
+from workers.wire import worker_pb2 as worker
+
+TARGETS = Targets(1.0, 0.05, 0.05)
+
+
+class SetClock:
+    def __init__(self) -> None:
+        self.time_s = 0.0
+
+    def now(self) -> float:
+        return self.time_s
+
+
+def placement(mode: Disaggregation = "auto", policy=None) -> Placement:
+    latency = FittedLatency(LLAMA_8B, HardwareClass("h100"))
+    return Placement(latency, random.Random(1), policy, disaggregation=mode, clock=SetClock())
+
+
+def roomy(name: str, role: str) -> Replica:
+    made = replica(name, role, kv_tokens=400_000)
+    made.load = worker.LoadReport(
+        blocks_total=25_000, step_tokens=2048, max_seqs=256, seqs_limit=256,
+        kv_bytes_per_token=131_072,
+    )  # fmt: skip
+    return made
+
+
+def pair() -> tuple[Replica, Replica]:
+    return roomy("p", "prefill"), roomy("d", "decode")
+
+
+def need(tokens: int = 4000, cached: dict[str, int] | None = None, **more) -> Need:
+    return Need("prefill", tokens, cached or {}, targets=TARGETS, **more)
+
+
+def test_roles_are_kept_while_there_is_room() -> None:
+    decision = placement().place(need(), pair())
+    assert decision is not None and decision.replica.id == "p" and not decision.alone
+    way = decision.among.ways[decision.place]
+    assert way.decode is not None and way.decode.id == "d" and 0 < way.gap_s < 0.1
+    names = [decision.among.name(place) for place in range(len(decision.among))]
+    assert sorted(names) == ["d alone", "p", "p alone"]
+    other = decision.counterfactual
+    assert other is not None and decision.among.alone(other)
+
+
+def test_a_queue_at_the_prefill_replicas_is_gone_around() -> None:
+    prefill, decode = pair()
+    with prefill.assigned(pending_tokens=40_000, kv_tokens=40_000):
+        decision = placement().place(need(), [prefill, decode])
+        assert decision is not None and decision.alone and decision.replica is decode
+        kept = placement("remote").place(need(), [prefill, decode])
+        assert kept is not None and kept.replica is prefill
+        assert kept.refused == {"d": Refusal.ROLE}
+
+
+def test_full_decode_replicas_leave_it_where_it_was_prefilled() -> None:
+    prefill, decode = pair()
+    decode.load.seqs_limit = 8
+    held = [decode.assignments.add(0, 4000, decodes=True) for _ in range(24)]
+    decision = placement().place(need(), [prefill, decode])
+    assert decision is not None and decision.alone and decision.replica is prefill
+    for each in held:
+        decode.assignments.remove(each)
+
+
+def test_a_conversation_stays_where_it_was_decoded() -> None:
+    prefill, decode = pair()
+    decision = placement().place(need(8000, {"d": 7984, "p": 4000}), [prefill, decode])
+    assert decision is not None and decision.alone and decision.replica is decode
+
+
+def test_decodes_near_their_target_are_not_disturbed() -> None:
+    """The same queue: with many decodes at their limit it is waited for."""
+    prefill, decode = pair()
+    chooser = placement()
+    chooser.ways.duty.given("d", MEMORY_S * 0.5)
+    tight = Targets(1.0, 0.02, 0.02)
+    for _ in range(60):
+        decode.assignments.add(0, 2000, decodes=True)
+    with prefill.assigned(pending_tokens=8000, kv_tokens=8000):
+        asked = Need("prefill", 4000, {}, targets=tight)
+        decision = chooser.place(asked, [prefill, decode])
+    assert decision is not None and decision.replica is prefill
+    ways = dict(zip(decision.scores, decision.among.ways, strict=True))
+    assert ways["d alone"].after_s > 1 + ways["p alone"].after_s
+
+
+@pytest.mark.parametrize("lonely", ["prefill", "decode"])
+def test_one_pool_goes_on_without_the_other(lonely: str) -> None:
+    only = roomy("only", lonely)
+    decision = placement().place(need(), [only])
+    assert decision is not None and decision.alone and decision.replica is only
+
+
+def test_local_knows_no_roles_and_other_policies_no_ways() -> None:
+    prefill, decode = pair()
+    local = placement("local").place(need(), [prefill, decode])
+    assert local is not None and local.alone and len(local.among) == 2
+    baseline = placement("auto", Soonest(random.Random(1)))
+    plain = baseline.place(need(), [prefill, decode])
+    assert plain is not None and plain.replica is prefill and not plain.alone
+    assert plain.counterfactual is None
+
+
+def test_duty_fades_and_forgets() -> None:
+    clock = SetClock()
+    duty = Duty(clock)
+    clock.time_s = 100 * MEMORY_S
+    duty.given("a", MEMORY_S / 4)
+    assert duty.part("a") == pytest.approx(0.25) and duty.part("b") == 0
+    assert duty.part("a", MEMORY_S) == MOST
+    clock.time_s += MEMORY_S
+    assert 0.05 < duty.part("a") < 0.15
+    duty.given("b", 1.0)
+    duty.keep({"b"})
+    assert len(duty) == 1 and duty.part("a") == 0
+
+
+def test_lateness_costs_ten_times_what_slowness_does() -> None:
+    assert price(2, 0.04, 0.05) == pytest.approx(2 * 100 * 0.004)
+    assert price(1, 0.06, 0.05) == pytest.approx(100 * (0.006 + 0.015))
+
+
+def test_few_are_the_idle_and_the_holders() -> None:
+    replicas = [roomy(f"r{n}", "decode") for n in range(20)]
+    for n, each in enumerate(replicas):
+        each.assignments.add(1000 * n, 1000)
+    found = few(replicas, {f"r{n}": 16 * n for n in range(10, 20)}, 8, random.Random(1))
+    assert {each.id for each in found} == {"r0", "r1", "r2", "r3", "r16", "r17", "r18", "r19"}
+    assert few(replicas[:8], {}, 8, random.Random(1)) == replicas[:8]
+
+
+async def test_without_a_prefill_worker_a_request_is_served_by_a_decode_worker() -> None:
+    async with house("decode-1", disaggregation="auto") as inside:
+        emissions = await inside.tokens(request())
+        assert sum(len(emission.tokens) for emission in emissions) == 6
+        text = inside.metrics.render().decode()
+        assert 'kvasir_ways_total{way="alone on decode"} 1.0' in text
