@@ -81,8 +81,10 @@ def replica(number: int) -> Replica:
     return Replica(record, cast(WorkerClient, None))
 
 
-async def run(options: argparse.Namespace, url: str, decides: bool, shares: bool) -> dict[str, Any]:
-    """One router: it decides, or only hears."""
+async def run(
+    options: argparse.Namespace, url: str, meet: Any, decides: bool, shares: bool
+) -> dict[str, Any]:
+    """One router: it decides, or only hears. All `meet` before and after."""
     rng, replicas = random.Random(1), [replica(n) for n in range(options.replicas)]
     made: list[tuple[str, int, float]] = []
     async with connect_redis(url) as client:
@@ -92,6 +94,7 @@ async def run(options: argparse.Namespace, url: str, decides: bool, shares: bool
         tasks = [asyncio.create_task(_report(replicas, sharing))]
         if shares:
             tasks.append(asyncio.create_task(sharing.run()))
+        await asyncio.to_thread(meet.wait)
         await asyncio.sleep(SETTLE_S)
         said, said_bytes, cpu, began = line.said, line.said_bytes, process_time(), monotonic()
         if decides:
@@ -101,6 +104,7 @@ async def run(options: argparse.Namespace, url: str, decides: bool, shares: bool
         cpu, took = process_time() - cpu, monotonic() - began
         said, said_bytes = line.said - said, line.said_bytes - said_bytes
         await asyncio.sleep(SETTLE_S)
+        await asyncio.to_thread(meet.wait)
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
@@ -163,9 +167,9 @@ def process(results: Any, name: str, *what: Any) -> None:
 def measure(options: argparse.Namespace, url: str, listeners: int, shares: bool) -> dict[str, Any]:
     """All routers at once, the first one decides."""
     context = multiprocessing.get_context("spawn")
-    results = context.Queue()
+    results, meet = context.Queue(), context.Barrier(1 + listeners)
     routers = [
-        context.Process(target=process, args=(results, f"{n}", options, url, n == 0, shares))
+        context.Process(target=process, args=(results, f"{n}", options, url, meet, n == 0, shares))
         for n in range(1 + listeners)
     ]
     for one in routers:

@@ -57,7 +57,7 @@ def read_trace(path: Path, *, limit: int | None = None, speed: float = 1.0) -> l
     """Rows of JSONL (.gz or plain): timestamp_ms, input_length, output_length, hash_ids | null,
     block_size. `speed` 2 = twice as fast as it was recorded. Raises ConfigError with the line."""
     jobs: list[Job] = []
-    for number, line in enumerate(itertools.islice(_lines(path), limit), start=1):
+    for number, line in enumerate(itertools.islice(lines(path), limit), start=1):
         try:
             row = json.loads(line)
             block_size, hashes = row.get("block_size") or 0, row.get("hash_ids") or ()
@@ -114,7 +114,8 @@ def _tokens(seed: str, count: int) -> list[int]:
     return random.Random(seed).choices(range(FIRST_TOKEN, LAST_TOKEN + 1), k=count)
 
 
-def _lines(path: Path) -> Iterator[str]:
+def lines(path: Path) -> Iterator[str]:
+    """Of a file, packed or not. Raises ConfigError where it cannot be read."""
     try:
         if path.suffix == ".gz":
             with gzip.open(path, "rt", encoding="utf-8") as packed:

@@ -8,9 +8,9 @@ from router.replica import Replica, ReplicaState
 
 def refuse(need: Need, replica: Replica) -> Refusal | None:
     """Why this replica cannot take it, whatever its role; None = it can."""
-    if replica.state is not ReplicaState.UP:
-        draining = replica.state is ReplicaState.DRAINING
-        return Refusal.DRAINING if draining else Refusal.NOT_UP
+    state = replica.state
+    if state is not ReplicaState.UP:
+        return Refusal.DRAINING if state is ReplicaState.DRAINING else Refusal.NOT_UP
     if need.kv_abi is not None and replica.kv_abi != need.kv_abi:
         return Refusal.KV_ABI
     if need.num_tokens > replica.capacity_tokens:

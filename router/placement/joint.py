@@ -13,9 +13,10 @@ from router.placement.scorers import Scorer
 from router.placement.ways import LATE, Ways, few
 from router.replica import Replica
 
-PREFILLS = 24  # looked at: half of them the least loaded, half those that cache most
-DECODES = 3  # looked at for each of these
-ALONE = 8  # looked at of those that would rather not
+PREFILLS = 16  # looked at: half of them the least loaded, half those that cache most
+DECODES = 8  # the same
+NEXTS = 3  # of these, for each prefill replica
+ALONE = 4  # of those that would rather not
 # A replica keeps to its role where it makes little difference: whoever decodes there next has an
 # interest in that, and is not counted.
 LEAST_GAIN = 0.1  # of the work
@@ -46,13 +47,16 @@ class Joint:
         prefills: Sequence[Replica],
         decodes: Sequence[Replica],
         alone: Sequence[Replica],
-        reluctant: Sequence[Replica],
+        *,
+        any_alone: bool = False,
     ) -> Candidates:
-        """`alone`: who is there to do both. `reluctant`: who could, a few of which are looked at.
-        No prefill replica stands here without somebody to decode, while anybody can do both."""
+        """`alone`: who is there to do both; `any_alone`: a few of the others may, too. No prefill
+        replica stands here without somebody to decode, while anybody can do both."""
         hits = need.cached
-        alone = [*alone, *few(reluctant, hits, ALONE, self._rng)]
         prefills = few(prefills, hits, PREFILLS, self._rng)
+        decodes = few(decodes, hits, DECODES, self._rng)
+        if any_alone:
+            alone = [*alone, *few([*prefills, *decodes], hits, ALONE, self._rng)]
         nexts = self._nexts(need, decodes)
         if not nexts and alone:
             prefills = ()
@@ -87,7 +91,7 @@ class Joint:
         rows.sort(key=lambda row: row[:2])
         return [
             _Next(replica, num_bytes, gap_s, self._ways.split(need, replica, 0.0))
-            for gap_s, num_bytes, replica in rows[:DECODES]
+            for gap_s, num_bytes, replica in rows[:NEXTS]
         ]
 
     def _split(

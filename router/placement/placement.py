@@ -8,7 +8,6 @@ from typing import Literal
 
 from router.latency import LatencyModel
 from router.placement.decision import Candidates, Decision, Need, Phase, Refusal
-from router.placement.duty import Duty
 from router.placement.filters import refuse
 from router.placement.joint import Joint
 from router.placement.policies.cached import Soonest
@@ -43,7 +42,7 @@ class Placement:
         clock: Clock | None = None,
     ) -> None:
         clock = clock or SystemClock()
-        self.ways = Ways(latency, Duty(clock))
+        self.ways = Ways(latency, clock)
         self._scorer = Scorer(latency, self.ways)
         self._joint = Joint(latency, self._scorer, self.ways, rng)
         self._prefill = Kvasir(rng, clock) if policy is None else policy
@@ -71,7 +70,10 @@ class Placement:
             return None
         if need.phase == "decode":
             return self._redeem(need, able, refused)
-        decodes = [r for r in replicas if r.role == "decode" and refuse(need, r) is None]
+        if self.disaggregation == "auto":
+            decodes = [replica for replica in able if replica.role == "decode"]
+        else:
+            decodes = [r for r in replicas if r.role == "decode" and refuse(need, r) is None]
         among = self._score(need, able, decodes)
         place = self._prefill.choose(need, among)
         self._given(among, place, len(replicas))
@@ -84,8 +86,9 @@ class Placement:
         refused: dict[str, Refusal] = {}
         able: list[Replica] = []
         slow: list[Replica] = []
+        everybody = need.phase == "prefill" and self.disaggregation != "remote"
         for replica in replicas:
-            why = self.refuse(need, replica)
+            why = refuse(need, replica) if everybody else self.refuse(need, replica)
             if why is None:
                 able.append(replica)
             elif why is Refusal.QUARANTINED:
@@ -101,16 +104,15 @@ class Placement:
 
     def _score(self, need: Need, able: list[Replica], decodes: list[Replica]) -> Candidates:
         if self.disaggregation == "local":
-            return self._joint.score(need, (), (), able, ())
+            return self._joint.score(need, (), (), able)
         if not self._weighs:
             return self._scorer.score(need, able)
         prefills = [replica for replica in able if replica.role == "prefill"]
         both = [replica for replica in able if replica.role == "aggregated"]
         if self.disaggregation == "auto":
-            reluctant = [replica for replica in able if replica.role != "aggregated"]
-            return self._joint.score(need, prefills, decodes, both, reluctant)
+            return self._joint.score(need, prefills, decodes, both, any_alone=True)
         # where nobody only decodes, a ticket goes to those who do both
-        return self._joint.score(need, prefills, decodes or both, both, ())
+        return self._joint.score(need, prefills, decodes or both, both)
 
     def _redeem(self, need: Need, able: list[Replica], refused: dict[str, Refusal]) -> Decision:
         """A ticket goes to an aggregated replica only where no decode replica is left, for its
@@ -121,10 +123,9 @@ class Placement:
         return Decision(among, self._decode.choose(need, among), refused)
 
     def _given(self, among: Candidates, place: int, there: int) -> None:
-        duty = self.ways.duty
-        duty.given(among.replicas[place].id, among.work_s[place])
-        if len(duty) > FORGET_AT * there:
-            duty.keep({replica.id for replica in among.replicas})
+        self.ways.given(among.replicas[place], among.work_s[place])
+        if len(self.ways.duty) > FORGET_AT * there:
+            self.ways.keep({replica.id for replica in among.replicas})
 
 
 def _pass_over(

@@ -50,17 +50,22 @@ class Scorer:
         if need.sender is not None:
             num_bytes = (need.num_tokens - cached) * replica.load.kv_bytes_per_token
             transfer_s = self._latency.transfer_s(num_bytes, need.sender, name)
-        return self._full_s(need, replica, cached, step_s), transfer_s, step_s
+        wait_s = _short(need, replica, cached) * STEPS_UNTIL_FREE * step_s
+        return wait_s, transfer_s, step_s
 
     def pages_s(self, need: Need, replica: Replica, cached: int) -> float:
         """Waiting for pages and a place."""
+        short = _short(need, replica, cached)
+        if not short:
+            return 0.0
         step_s = self._latency.decode_s(replica.id, replica.decoding + 1, replica.decoding_kv)
-        return self._full_s(need, replica, cached, step_s)
+        return short * STEPS_UNTIL_FREE * step_s
 
-    def _full_s(self, need: Need, replica: Replica, cached: int, step_s: float) -> float:
-        """If pages or places are short, the steps until enough come free."""
-        share = max(0, need.num_tokens - cached - replica.free_tokens) / need.num_tokens
-        limit = replica.load.seqs_limit
-        if limit and replica.decoding >= limit:
-            share += (replica.decoding - limit + 1) / limit
-        return share * STEPS_UNTIL_FREE * step_s
+
+def _short(need: Need, replica: Replica, cached: int) -> float:
+    """The part of its pages, and of all places, that must come free before it can decode there."""
+    share = max(0, need.num_tokens - cached - replica.free_tokens) / need.num_tokens
+    limit = replica.load.seqs_limit
+    if limit and replica.decoding >= limit:
+        share += (replica.decoding - limit + 1) / limit
+    return share

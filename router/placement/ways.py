@@ -15,15 +15,15 @@ that hold a chunk as well, and each step brings one token:
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
-from heapq import nlargest, nsmallest
-from typing import NamedTuple
 
 from router.latency import LatencyModel
 from router.placement.decision import Need, Targets, Way
 from router.placement.duty import MOST, Duty
 from router.replica import Replica
+from workers.core.clock import Clock
 from workers.core.step_work import StepWork
 
 TOKENS = 100  # of an answer that are still to come: nobody knows
@@ -33,66 +33,54 @@ MARGIN = 0.1  # of an ITL target: a mean that is predicted to just keep it is mi
 QUEUED = 2048  # tokens of a prompt that waits, where only their sum is known
 CHUNK = 2048  # tokens of a step, where a replica has not said
 LEAST_CHUNK = 16
-
-
-class Loaded(NamedTuple):
-    """A replica's decode load with one sequence more or less. `mixed_s`: a step that holds a chunk
-    of `chunk` prompt tokens too."""
-
-    seqs: int
-    kv_tokens: int
-    step_s: float
-    chunk: int
-    mixed_s: float
-
-    def itl_s(self, duty: float) -> float:
-        if duty <= 0:
-            return self.step_s
-        return 1 / (duty / self.mixed_s + (1 - duty) / self.step_s)
+ASKED_AGAIN_S = 0.5  # for what changes slowly
 
 
 class Ways:
     """Asks the latency model; remembers what was given by `duty`."""
 
-    def __init__(self, latency: LatencyModel, duty: Duty) -> None:
-        self.duty = duty
+    def __init__(self, latency: LatencyModel, clock: Clock) -> None:
+        self.duty = Duty(clock)
         self._latency = latency
+        self._clock = clock
+        self._queued: dict[
+            str, tuple[float, float]
+        ] = {}  # seconds per token that waits, as of when
 
     def split(self, need: Need, decode: Replica, gap_s: float) -> Way:
         """`decode` takes its ticket."""
-        kv_tokens = decode.decoding_kv + need.num_tokens
-        way = self._way(need.targets, decode, kv_tokens, 0.0, gap_s)
-        return way._replace(decode=decode)
+        way = self._way(need, decode, 0.0)
+        return way._replace(alone=False, decode=decode, gap_s=gap_s)
 
     def alone(self, need: Need, replica: Replica, work_s: float) -> Way:
         """`replica` goes on with what it has prefilled in `work_s`."""
-        kv_tokens = replica.decoding_kv + need.num_tokens
-        return self._way(need.targets, replica, kv_tokens, work_s)._replace(alone=True)
+        way = self._way(need, replica, work_s)
+        return way._replace(after_s=way.after_s + max(0.0, way.gap_s - need.targets.itl_s))
 
     def alone_s(self, need: Need, replica: Replica, cached: int) -> tuple[float, float]:
         """Waiting and work where `replica` computes its prompt beside its own decodes, a chunk in
         each step."""
-        new, pending = need.num_tokens - cached, replica.pending_tokens
-        seqs = replica.decoding
+        new, seqs = need.num_tokens - cached, replica.decoding
+        bare_s = self._latency.prefill_s(replica.id, new, cached)
         if seqs == 0:
-            return self.pending_s(replica), self._latency.prefill_s(replica.id, new, cached)
-        loaded = self.loaded(replica, seqs, replica.decoding_kv, cached + new // 2)
-        steps = -(-new // loaded.chunk)
-        queue_s = loaded.step_s / 2 + pending / loaded.chunk * loaded.mixed_s
-        alone_s = self._latency.prefill_s(replica.id, new, cached)
-        return queue_s, max(alone_s, (new / loaded.chunk) * loaded.mixed_s, steps * loaded.step_s)
-
-    def loaded(self, replica: Replica, seqs: int, kv_tokens: int, context: int = 0) -> Loaded:
-        """`context`: tokens that a chunk of a prompt stands behind."""
+            return self.pending_s(replica), bare_s
+        kv_tokens = replica.decoding_kv
         step_s = self._latency.decode_s(replica.id, seqs, kv_tokens)
-        chunk = max(LEAST_CHUNK, (replica.load.step_tokens or CHUNK) - seqs)
-        work = StepWork.chunk(chunk, context)._replace(decode_seqs=seqs, decode_kv=kv_tokens)
-        return Loaded(seqs, kv_tokens, step_s, chunk, self._latency.step_s(replica.id, work))
+        chunk, mixed_s = self._mixed(replica, seqs, kv_tokens, cached + new // 2)
+        queue_s = step_s / 2 + replica.pending_tokens / chunk * mixed_s
+        return queue_s, max(bare_s, new / chunk * mixed_s)
 
     def pending_s(self, replica: Replica) -> float:
         """Of prompts that wait there, computed one after the other."""
         pending = replica.pending_tokens
-        return self._latency.prefill_s(replica.id, QUEUED, 0) * pending / QUEUED if pending else 0.0
+        if not pending:
+            return 0.0
+        now = self._clock.now()
+        then, token_s = self._queued.get(replica.id, (-math.inf, 0.0))
+        if now - then > ASKED_AGAIN_S:
+            token_s = self._latency.prefill_s(replica.id, QUEUED, 0) / QUEUED
+            self._queued[replica.id] = now, token_s
+        return pending * token_s
 
     def burden_s(self, replica: Replica, targets: Targets) -> float:
         """What a prompt of QUEUED tokens would cost there, alone, beyond its own work."""
@@ -101,32 +89,48 @@ class Ways:
         wait_s, work_s = self.alone_s(need, replica, 0)
         return wait_s + work_s - bare_s + self.alone(need, replica, work_s).after_s
 
-    def _duty(self, replica: Replica, step_s: float, more_s: float) -> float:
-        """Of the last while, or of the next: a queue keeps it busy, whatever was before."""
-        soon = (self.pending_s(replica) + more_s) / (TOKENS * step_s)
-        return min(MOST, max(self.duty.part(replica.id, more_s), soon))
+    def given(self, replica: Replica, work_s: float) -> None:
+        """It was chosen."""
+        self.duty.given(replica.id, work_s)
 
-    def _way(
-        self,
-        targets: Targets,
-        replica: Replica,
-        kv_tokens: int,
-        work_s: float,
-        gap_s: float | None = None,
-    ) -> Way:
-        """`work_s`: of its prompt, there. `gap_s` None = one step."""
-        seqs = replica.decoding
-        then = self.loaded(replica, seqs + 1, kv_tokens)
-        itl_s = then.itl_s(self._duty(replica, then.step_s, work_s))
-        if gap_s is None:
-            gap_s = then.step_s
-        after_s = max(0.0, gap_s - targets.itl_s) + price(1, itl_s, targets.itl_s)
+    def keep(self, replicas: set[str]) -> None:
+        """Forget all others."""
+        self.duty.keep(replicas)
+        self._queued = {name: kept for name, kept in self._queued.items() if name in replicas}
+
+    def _way(self, need: Need, replica: Replica, work_s: float) -> Way:
+        """It decodes there too, alone; `work_s`: of its prompt, there."""
+        seqs, kv_tokens, targets = replica.decoding, replica.decoding_kv, need.targets
+        step_s, itl_s = self._steps(replica, seqs + 1, kv_tokens + need.num_tokens, work_s)
+        after_s = price(1, itl_s, targets.itl_s)
         if seqs:
-            now = self.loaded(replica, seqs, replica.decoding_kv)
+            _, before_s = self._steps(replica, seqs, kv_tokens, 0.0)
             others_s = targets.others_itl_s
-            before_s = now.itl_s(self._duty(replica, now.step_s, 0.0))
             after_s += price(seqs, itl_s, others_s) - price(seqs, before_s, others_s)
-        return Way(False, None, gap_s, itl_s, max(0.0, after_s))
+        return Way(True, None, step_s, itl_s, max(0.0, after_s))
+
+    def _steps(
+        self, replica: Replica, seqs: int, kv_tokens: int, more_s: float
+    ) -> tuple[float, float]:
+        """A step of its decodes, and the mean time between their tokens: of the last while, or of
+        the next, as a queue of prompts keeps it busy, whatever was before."""
+        step_s = self._latency.decode_s(replica.id, seqs, kv_tokens)
+        soon = (self.pending_s(replica) + more_s) / (TOKENS * step_s)
+        duty = min(MOST, max(self.duty.part(replica.id, more_s), soon))
+        if duty <= 0:
+            return step_s, step_s
+        _, mixed_s = self._mixed(replica, seqs, kv_tokens, 0)
+        return step_s, 1 / (duty / mixed_s + (1 - duty) / step_s)
+
+    def _mixed(
+        self, replica: Replica, seqs: int, kv_tokens: int, context: int
+    ) -> tuple[int, float]:
+        """Prompt tokens in a step that holds a chunk too, and how long it takes. `context`: tokens
+        that the chunk stands behind."""
+        chunk = max(LEAST_CHUNK, (replica.load.step_tokens or CHUNK) - seqs)
+        pairs = chunk * context + chunk * (chunk + 1) // 2
+        work = StepWork(chunk, context + chunk, pairs, seqs, kv_tokens)
+        return chunk, self._latency.step_s(replica.id, work)
 
 
 def price(seqs: int, itl_s: float, target_s: float) -> float:
@@ -142,7 +146,10 @@ def few(
     if len(replicas) <= most:
         return replicas
     draw = rng.random
-    idle = nsmallest(most // 2, replicas, key=lambda r: (r.pending_tokens, r.num_seqs, draw()))
-    holding = [replica for replica in replicas if replica.id in cached]
-    holders = nlargest(most - most // 2, holding, key=lambda r: cached[r.id])
-    return list(dict.fromkeys((*idle, *holders)))
+    loads = [(r.pending_tokens, r.num_seqs, draw(), place) for place, r in enumerate(replicas)]
+    loads.sort()
+    holding = [(-cached[r.id], place) for place, r in enumerate(replicas) if r.id in cached]
+    holding.sort()
+    places = [load[-1] for load in loads[: most // 2]]
+    places += [place for _, place in holding[: most - most // 2]]
+    return [replicas[place] for place in dict.fromkeys(places)]

@@ -88,6 +88,7 @@ class SimChannel:
     def _note_decode(self, call: Call, message: worker.DecodeCall, data: bytes) -> None:
         if message.HasField("cancel"):
             call.request_ids.pop(message.call, None)
+        if not message.HasField("start"):
             return
         call.request_ids[message.call] = message.start.sequence.request_id
         if self._network.twice():

@@ -316,12 +316,13 @@ class FakeWorker(worker_grpc.WorkerServicer):
         return live.position
 
     async def _act(self, word: str, moment: str) -> None:
-        """Words: "<what> <moment>"; a bare status code refuses the call at once, "<code> gate
-        <moment>" when the gate is open."""
+        """Words: "<what> <moment>", or "<what> gate <moment>" once the gate is open; a bare status
+        code refuses the call at once."""
+        if word.endswith(f" gate {moment}"):
+            await self.gate.wait()
+            word = word.replace(" gate ", " ")
         what, _, when = word.partition(" ")
-        if what in grpc.StatusCode.__members__ and when in (moment, f"gate {moment}"):
-            if when != moment:
-                await self.gate.wait()
+        if what in grpc.StatusCode.__members__ and when == moment:
             raise Refused(what, f"scripted {word}")
         if word == f"gate {moment}":
             await self.gate.wait()

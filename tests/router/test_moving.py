@@ -164,7 +164,7 @@ async def test_who_took_it_dies_at_once_and_it_is_computed_again() -> None:
         assert [len(call.sequence.token_ids) for call in scene.prefills] == [10, HELD]
 
 
-@pytest.mark.parametrize("word", ["UNAVAILABLE gate offered", "die offered"])
+@pytest.mark.parametrize("word", ["UNAVAILABLE gate offered", "die gate offered"])
 async def test_the_old_one_dies_while_it_is_offered(word: str) -> None:
     async with decoding(word) as scene:
         scene.new.script.append("wait before")

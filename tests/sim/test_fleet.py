@@ -95,7 +95,7 @@ def test_a_lone_request_takes_what_the_model_predicts() -> None:
 
 
 def test_every_request_gets_its_tokens_and_nothing_is_left() -> None:
-    trace = jobs(60)
+    trace = jobs(30)
     for pools in ({"aggregated": 2}, {"prefill": 2, "decode": 2}):
         played = run(plan(**pools), trace)
         for outcome in played.outcomes:
@@ -112,7 +112,7 @@ def test_runs_of_steps_are_the_same_as_single_steps(
     monkeypatch: pytest.MonkeyPatch, pools: dict[str, int], noise: float
 ) -> None:
     """Too little KV memory for all of them: also who is preempted is the same."""
-    trace = jobs(40, rate=40.0)
+    trace = jobs(25, rate=40.0)
     made = [plan(noise=noise, **pools) for _ in range(2)]
     small = [
         replace(
@@ -134,7 +134,7 @@ def test_runs_of_steps_are_the_same_as_single_steps(
 
 
 def test_the_same_seed_plays_the_same() -> None:
-    trace = jobs(40, shared=4)
+    trace = jobs(20, shared=4)
     first, again = (told(run(plan(noise=0.1, prefill=2, decode=2), trace)) for _ in range(2))
     assert first == again
     other = told(run(plan(noise=0.1, seed=2, prefill=2, decode=2), trace))
@@ -161,15 +161,15 @@ def test_a_prompt_that_is_cached_but_for_a_token_is_answered() -> None:
 
 
 def test_a_dead_replica_loses_no_request() -> None:
-    trace = jobs(80, rate=40.0)
+    trace = jobs(40, rate=40.0)
     for pools in ({"aggregated": 2}, {"prefill": 2, "decode": 2}):
         names = [replica.name for replica in plan(**pools).replicas]
-        failures = tuple(Failure(name, 0.7 + place, 0.4) for place, name in enumerate(names))
+        failures = tuple(Failure(name, 0.4 + place, 0.4) for place, name in enumerate(names))
         played = run(plan(**pools), trace, failures)
         assert all(outcome.tokens == outcome.ask.output_tokens for outcome in played.outcomes)
         calm = run(plan(**pools), trace)
-        longest = max(o.itl_s or 0.0 for o in played.outcomes)
-        assert longest > 1.5 * max(o.itl_s or 0.0 for o in calm.outcomes), "somebody was stalled"
+        again = [sum(p.query_tokens for p in made.pools.values()) for made in (played, calm)]
+        assert again[0] > again[1], "prompts were computed again"
 
 
 def test_a_replica_that_never_comes_back_is_done_without() -> None:

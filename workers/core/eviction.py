@@ -123,11 +123,11 @@ class Adaptive:
         while len(self._met) > (1 + REMEMBERED) * self._num_blocks:
             self._met.popitem(last=False)
         self._turn += 1
-        for block, block_id, was in zip(blocks, ids, before, strict=True):
+        for block, was in zip(blocks, before, strict=True):
             protected = continued or was is not None
             (self._protected if protected else self._fresh)[block] = self._turn
-            self._id_of[block] = block_id
-            self._block_of[block_id] = block
+        self._id_of.update(zip(blocks, ids, strict=True))
+        self._block_of.update(zip(ids, blocks, strict=True))
         while self._worth_it and len(self._protected) > PROTECTED * self._num_blocks:
             block, turn = self._protected.popitem(last=False)
             self._fresh[block] = turn
@@ -145,10 +145,12 @@ class Adaptive:
             self._used = [used / 2 for used in self._used]
 
     def wanted(self, block: int) -> None:
-        for queue in (self._protected, self._fresh, self._spared):
-            if block in queue:
-                del queue[block]
-                break
+        if block in self._protected:
+            del self._protected[block]
+        elif block in self._fresh:
+            del self._fresh[block]
+        else:
+            del self._spared[block]
         self._forget(block)
         self._rival.hit()
 
@@ -177,14 +179,19 @@ class Adaptive:
         self._expected.update(ids)
 
     def settle(self, ids: Sequence[BlockId]) -> None:
-        self._expected.subtract(ids)
-        over: list[int] = []
+        expected = self._expected
+        gone: list[BlockId] = []
         for block_id in ids:
-            if not self._expected[block_id]:
-                del self._expected[block_id]
-                block = self._block_of.get(block_id)
-                if block is not None and block in self._spared:
-                    over.append(block)
+            left = expected[block_id] - 1
+            if left:
+                expected[block_id] = left
+            else:
+                del expected[block_id]
+                gone.append(block_id)
+        if not self._spared:
+            return
+        idle = (self._block_of.get(block_id) for block_id in gone)
+        over = [block for block in idle if block is not None and block in self._spared]
         for block in over:  # from the root, so that the tail is first again
             self._fresh[block] = self._spared.pop(block)
             self._fresh.move_to_end(block, last=False)
@@ -207,14 +214,14 @@ class Rival:
         self._ours = 0.0
 
     def idle(self, ids: Sequence[BlockId]) -> None:
-        for block_id in ids:
-            if block_id in self._kept:
-                self._hits += 1
-                self._kept.move_to_end(block_id)
-            else:
-                self._kept[block_id] = None
-        while len(self._kept) > self._num_blocks:
-            self._kept.popitem(last=False)
+        kept = self._kept
+        again = [block_id for block_id in ids if block_id in kept]
+        self._hits += len(again)
+        for block_id in again:
+            del kept[block_id]
+        kept.update(dict.fromkeys(ids))
+        while len(kept) > self._num_blocks:
+            kept.popitem(last=False)
         self._given += len(ids)
         if self._given > HALVED * self._num_blocks:
             self._given = 0

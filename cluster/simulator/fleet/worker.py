@@ -30,7 +30,8 @@ from workers.wire import common_pb2 as common
 from workers.wire import worker_pb2 as worker
 from workers.wire.codec import role_to_wire, step_to_wire
 
-STEPS_REPORTED = 4  # of those since the last report: the others say the same
+# Of a worker's steps so many are reported, in every so manieth report: others say the same.
+STEPS_REPORTED, STEPS_EVERY = 8, 4
 
 
 class SimWorker:
@@ -64,7 +65,8 @@ class SimWorker:
         self.calls: dict[Sequence, SimCall] = {}
         self._reservations: deque[DecodeCall] = deque()
         self._watchers: list[SimStream] = []
-        self._steps: list[MeasuredStep] = []
+        self._steps: deque[MeasuredStep] = deque(maxlen=STEPS_REPORTED)
+        self._reports = 0
         self._transfers: list[worker.TransferReport] = []
         self._report_timer: asyncio.TimerHandle | None = None
 
@@ -233,7 +235,11 @@ class SimWorker:
             kv_tokens += seq.num_computed
             if seq.num_unlaunched > 1:
                 waiting_tokens += seq.num_unlaunched
-        steps, self._steps = self._steps, []
+        steps: list[MeasuredStep] = []
+        if self._reports % STEPS_EVERY == 0:
+            steps += self._steps
+            self._steps.clear()
+        self._reports += 1
         transfers, self._transfers = self._transfers, []
         return worker.LoadReport(
             replica=self.me,
@@ -251,7 +257,7 @@ class SimWorker:
             prefix_hit_tokens=scheduler.hit_tokens,
             prefix_query_tokens=scheduler.query_tokens,
             preemptions=scheduler.preemptions,
-            steps=[step_to_wire(step) for step in steps[-STEPS_REPORTED:]],
+            steps=[step_to_wire(step) for step in steps],
             step_tokens=scheduler.step_tokens,
             kv_bytes_per_token=sizes.token_bytes,
             transfers=transfers,

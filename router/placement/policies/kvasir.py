@@ -62,9 +62,8 @@ class Kvasir:
         now = self._clock.now()
         if now - self._epoch > EPOCH_S:
             self._fade(now)
-        tallies = [
-            self._tallies.get(replica.id) or self._meet(replica) for replica in among.replicas
-        ]
+        known = self._tallies.get
+        tallies = [known(replica.id) or self._meet(replica) for replica in among.replicas]
         costs = self._costs(need, among, tallies, now)
         among.cost_s[:] = costs
         limit = min(costs) * CLOSE
@@ -93,11 +92,12 @@ class Kvasir:
         for own, cached, wait_s, work_s in zip(
             tallies, among.cached, among.wait_s, among.work_s, strict=True
         ):
-            times = 1 + min(LATER, busy * own.work_s)
-            times += rate * own.requests * (wait_s + work_s / 2)
-            if cached < most:
-                times += AGAIN * (most - cached) / (tokens - cached)
-            costs.append(wait_s + work_s * times)
+            later = busy * own.work_s
+            if later > LATER:
+                later = LATER
+            again = AGAIN * (most - cached) / (tokens - cached) if cached < most else 0.0
+            meanwhile = rate * own.requests * (wait_s + work_s / 2)
+            costs.append(wait_s + work_s * (1.0 + later + meanwhile + again))
         home = self._home(need)
         if home is not None:
             for place, replica in enumerate(among.replicas):
@@ -110,11 +110,10 @@ class Kvasir:
     def _home(self, need: Need) -> str | None:
         """Of the longest prompt that this one continues, if that is a good part of it: what is
         shorter may be anybody's."""
-        homes, ids = self._homes, need.ids
-        for place in range(len(ids) - 1, max(1, int(PART * len(ids))) - 1, -1):
-            home = homes.get(ids[place])
-            if home is not None:
-                return home
+        homes, least = self._homes, max(1, int(PART * len(need.ids)))
+        for block in reversed(need.ids[least:]):
+            if block in homes:
+                return homes[block]
         return None
 
     def _settle(self, need: Need, replica: str) -> None:

@@ -1,0 +1,185 @@
+"""The load ahead: by its level, its trend, its own cycle and the season, whichever was right of
+late. How wrong it was is known too, and is what is planned for on top."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from cluster.planner.history import History
+
+LEVEL_S, SLOW_S, TREND_S = 30.0, 240.0, 60.0  # how far back
+NOISE = 2.0  # standard deviations of a level that are hardly a change
+DAMPED_S = 120.0  # a trend is taken to fade in so long
+KEPT_ERRORS = 120
+LEARNT_S = 900.0  # over which errors tell who is best
+FINE_S, FINE = 10.0, 1080  # three hours
+COARSE_S, COARSE = 300.0, 2304  # eight days
+LOOK_S = 60.0  # between two looks for a cycle
+CYCLES = 3  # that are averaged
+WORST_PART = 0.9  # of the errors of late that is planned for
+CLEARLY = 0.85  # by how much better another way must be
+
+
+class _Promise(NamedTuple):
+    due: float
+    rates: dict[str, float]
+
+
+class _Errors:
+    """Of one way, at one horizon."""
+
+    def __init__(self) -> None:
+        self.mean = 0.0
+        self.weight = 0.0
+        self.recent: deque[float] = deque(maxlen=KEPT_ERRORS)  # truth - forecast
+
+    def note(self, error: float, keep: float) -> None:
+        self.mean = (self.mean * self.weight * keep + abs(error)) / (self.weight * keep + 1.0)
+        self.weight = self.weight * keep + 1.0
+        self.recent.append(error)
+
+    @property
+    def shortfall(self) -> float:
+        ranked = sorted(self.recent)
+        return max(0.0, ranked[int(WORST_PART * (len(ranked) - 1))]) if ranked else 0.0
+
+
+class Ahead(NamedTuple):
+    """`rate` at the horizon, `margin` on top of it; `peak` of all times up to then and a while
+    longer, margin included. `way`: what foresaw it."""
+
+    rate: float
+    margin: float
+    peak: float
+    way: str
+
+
+class Forecast:
+    """note() each interval, then ahead() for some horizons, the same each time."""
+
+    def __init__(self, season_s: float | None, enabled: bool = True) -> None:
+        self.level = 0.0
+        self.trend = 0.0  # per second
+        self._fast = self._slow = 0.0
+        self.cycle_s: float | None = None
+        self._season_s = season_s
+        self._enabled = enabled
+        self._fine = History(FINE_S, FINE)
+        self._coarse = History(COARSE_S, COARSE)
+        self._noted: float | None = None
+        self._looked = -math.inf
+        self._promises: dict[float, deque[_Promise]] = {}
+        self._errors: dict[tuple[float, str], _Errors] = {}
+        self._way: dict[float, str] = {}
+        self._spread = 0.0  # mean size of surprises
+
+    def learn(self, past: Iterable[tuple[float, float]]) -> None:
+        """(time, rate) of before we were there, oldest first."""
+        for when, rate in past:
+            self._coarse.add(rate, when)
+
+    def note(self, rate: float, now: float) -> None:
+        if self._noted is None:
+            self.level = self._fast = self._slow = self._spread = rate
+        else:
+            self._follow(rate, now - self._noted)
+        self._noted = now
+        self._fine.add(rate, now)
+        self._coarse.add(rate, now)
+        if self._enabled and now - self._looked >= LOOK_S:
+            self._looked, self.cycle_s = now, self._fine.cycle_s()
+        for horizon, promises in self._promises.items():
+            while promises and promises[0].due <= now:
+                self._judge(horizon, promises.popleft())
+
+    def _follow(self, rate: float, elapsed: float) -> None:
+        expected = self._fast + self.trend * elapsed
+        surprise = rate - expected
+        most = 4.0 * self._spread  # one wild interval is not a level
+        tame = max(-most, min(most, surprise))
+        fast = max(0.0, expected + (1.0 - math.exp(-elapsed / LEVEL_S)) * tame)
+        turn = 1.0 - math.exp(-elapsed / TREND_S)
+        self.trend += turn * ((fast - self._fast) / elapsed - self.trend)
+        self._fast = fast
+        self._slow += (1.0 - math.exp(-elapsed / SLOW_S)) * (rate - self._slow)
+        self._spread += 0.1 * (abs(surprise) - self._spread)
+        # Slow as long as the difference may be noise: what is constant should look it.
+        noise = NOISE * 1.25 * self._spread * math.sqrt(elapsed / (2.0 * LEVEL_S))
+        apart = self._fast - self._slow
+        weight = apart * apart / (apart * apart + noise * noise) if apart else 0.0
+        self.level = self._slow + weight * apart
+
+    def ahead(self, horizon: float, hold: float) -> Ahead:
+        """At `horizon` seconds from now, and the peak until `hold` seconds behind it."""
+        now = self._noted or 0.0
+        rates = self._all(now, horizon)
+        promises = self._promises.setdefault(horizon, deque())
+        if not promises or promises[-1].due < now + horizon:
+            promises.append(_Promise(now + horizon, rates))
+        way = self._best(horizon, rates)
+        margin = self._errors[horizon, way].shortfall if (horizon, way) in self._errors else 0.0
+        steps = max(1, min(24, math.ceil((horizon + hold) / FINE_S)))
+        between = (
+            self._by(way, now, (horizon + hold) * place / steps) for place in range(steps + 1)
+        )
+        peak = max(rate for rate in (*between, rates[way]) if rate is not None)
+        return Ahead(rates[way], margin, max(peak, self.level) + margin, way)
+
+    def _best(self, horizon: float, rates: dict[str, float]) -> str:
+        means = {way: errors.mean for way in rates if (errors := self._errors.get((horizon, way)))}
+        if not means:
+            return "season" if "season" in rates else "level"
+        best = min(means, key=means.__getitem__)
+        last = self._way.get(horizon)
+        if last in means and means[best] > CLEARLY * means[last]:
+            best = last
+        self._way[horizon] = best
+        return best
+
+    def _judge(self, horizon: float, promise: _Promise) -> None:
+        keep = math.exp(-FINE_S / LEARNT_S)
+        for way, rate in promise.rates.items():
+            errors = self._errors.setdefault((horizon, way), _Errors())
+            errors.note(self.level - rate, keep)
+
+    def _all(self, now: float, ahead: float) -> dict[str, float]:
+        found = {way: self._by(way, now, ahead) for way in ("level", "trend", "cycle", "season")}
+        return {way: rate for way, rate in found.items() if rate is not None}
+
+    def _by(self, way: str, now: float, ahead: float) -> float | None:
+        if way == "level":
+            return self.level
+        if not self._enabled:
+            return None
+        if way == "trend":
+            faded = DAMPED_S * (1.0 - math.exp(-ahead / DAMPED_S))
+            return max(0.0, self.level + self.trend * faded)
+        if way == "cycle":
+            return self._repeated(self._fine, self.cycle_s, now, ahead)
+        return self._repeated(self._coarse, self._season_s, now, ahead)
+
+    def _repeated(
+        self, history: History, period_s: float | None, now: float, ahead: float
+    ) -> float | None:
+        """As it was whole periods ago, as much higher or lower as it is now; the further ahead, the
+        less of that difference."""
+        if period_s is None:
+            return None
+        then, today = [], []
+        for count in range(1, CYCLES + 1):
+            at = now - count * period_s
+            while at + ahead > now - history.bin_s:
+                at -= period_s
+            later, same = history.at(at + ahead), history.at(at)
+            if later is None or same is None:
+                break
+            then.append(later)
+            today.append(same)
+        if not then:
+            return None
+        base, same = sum(then) / len(then), sum(today) / len(today)
+        fades = math.exp(-ahead / period_s)
+        return max(0.0, base + (self.level - same) * fades)
