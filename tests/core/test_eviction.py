@@ -148,7 +148,8 @@ def test_memory_is_bounded(prompts: list[int]) -> None:
     for prompt in prompts:
         use(pool, ids(str(prompt), 1 + prompt % 5))
     assert len(policy._met) <= (1 + REMEMBERED) * 8
-    assert len(policy._rival._kept) <= 8
+    for shadow in (policy._protecting, policy._lru):
+        assert len(shadow._fresh) + len(shadow._protected) <= 8
     assert len(policy._block_of) == len(policy) <= 8
 
 

@@ -6,6 +6,7 @@ KvasirError
 |   `-- UnknownField
 |-- ModelNotFound         NOT_FOUND            404
 |-- RequestNotFound       NOT_FOUND            404  explained: never seen, or too long ago
+|-- ReplicaNotFound       NOT_FOUND            404
 |-- PayloadTooLarge       OUT_OF_RANGE         413
 |-- Overloaded            RESOURCE_EXHAUSTED   429  try again after retry_after_s
 |-- Unavailable           UNAVAILABLE          503  nobody is there to do it now
@@ -104,6 +105,13 @@ class RequestNotFound(KvasirError):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"no request {name!r} is known here, or no longer")
+
+
+class ReplicaNotFound(KvasirError):
+    code = Code.NOT_FOUND
+
+    def __init__(self, name: str, known: list[str]) -> None:
+        super().__init__(f"no replica {name!r}; there are: {', '.join(known) or 'none'}")
 
 
 class PayloadTooLarge(KvasirError):

@@ -68,11 +68,9 @@ class LRU:
 
 
 PROTECTED = 0.9  # of the pool at most; what is met first needs some room as well
-BETTER = 1.3  # times more often that blocks met before must be used again to be worth protecting
-PRIOR = 0.3  # of blocks used again, before anything is known
-HALVED = 16  # pools of blocks given, after which what was counted counts half
+HALVED = 16  # pools of blocks given, after which hits that were counted count half
 REMEMBERED = 4  # ids of blocks that are gone, as a multiple of the pool (about 150 bytes each)
-BEHIND = 0.01  # of LRU's hits that may be lost before it is followed
+BEHIND = 0.01  # of LRU's hits that protecting may lose before LRU is followed
 
 
 class Adaptive:
@@ -89,10 +87,9 @@ class Adaptive:
     of the future is known.
 
     Blocks that are gone are remembered for a while by their ids, and count as met before: a gap
-    longer than the fresh ones' stay does not make a conversation a stranger. So both kinds' chances
-    of use are counted whatever was evicted; only where those met before are used again more often
-    are they protected, and else the older of both queues' heads goes, as in LRU. So it does while
-    LRU, which is followed by ids beside it, would have had more hits. After 2Q and segmented LRU.
+    longer than the fresh ones' stay does not make a conversation a stranger. Whether all this pays
+    is seen by following both rules beside the pool, by ids: where LRU has more hits the older of
+    both queues' heads goes. After 2Q, segmented LRU, and the duels of adaptive insertion (DIP).
     """
 
     def __init__(self, num_blocks: int) -> None:
@@ -104,45 +101,43 @@ class Adaptive:
         self._block_of: dict[BlockId, int] = {}
         self._expected: Counter[BlockId] = Counter()
         self._turn = 0
-        self._met: OrderedDict[BlockId, bool] = OrderedDict()  # did it count as met before
-        self._worth_it = False
-        self._given = [num_blocks / 2] * 2  # blocks met first, and met before
-        self._used = [given * PRIOR for given in self._given]  # of these, used again
-        self._rival = Rival(num_blocks)
+        self._met: OrderedDict[BlockId, None] = OrderedDict()
+        self._protecting = Shadow(num_blocks, PROTECTED)
+        self._lru = Shadow(num_blocks, 0.0)
+        self._given = 0
 
     def idle(self, blocks: Sequence[int], ids: Sequence[BlockId]) -> None:
-        before = [self._met.pop(block_id, None) for block_id in ids]
-        met = len(before) - before.count(None)
-        continued = 2 * met >= len(ids)
-        self._count(before, len(ids) if continued else met)
-        self._rival.idle(ids)
-        self._met.update(
-            (block_id, continued or was is not None)
-            for block_id, was in zip(ids, before, strict=True)
-        )
-        while len(self._met) > (1 + REMEMBERED) * self._num_blocks:
-            self._met.popitem(last=False)
+        known = self._met
+        before = [block_id in known for block_id in ids]
+        if 2 * sum(before) >= len(ids):
+            before = [True] * len(ids)
+        for block_id in ids:
+            known[block_id] = None
+            known.move_to_end(block_id)
+        while len(known) > (1 + REMEMBERED) * self._num_blocks:
+            known.popitem(last=False)
+        self._duel(ids, before)
         self._turn += 1
-        for block, was in zip(blocks, before, strict=True):
-            protected = continued or was is not None
-            (self._protected if protected else self._fresh)[block] = self._turn
+        for block, met in zip(blocks, before, strict=True):
+            (self._protected if met else self._fresh)[block] = self._turn
         self._id_of.update(zip(blocks, ids, strict=True))
         self._block_of.update(zip(ids, blocks, strict=True))
         while self._worth_it and len(self._protected) > PROTECTED * self._num_blocks:
             block, turn = self._protected.popitem(last=False)
             self._fresh[block] = turn
 
-    def _count(self, before: Sequence[bool | None], protected: int) -> None:
-        """Whether protection is founded: those met before come back more often than others."""
-        self._given[False] += len(before) - protected
-        self._given[True] += protected
-        self._used[False] += before.count(False)
-        self._used[True] += before.count(True)
-        fresh, again = (used / given for used, given in zip(self._used, self._given, strict=True))
-        self._worth_it = again >= BETTER * fresh and not self._rival.ahead
-        if sum(self._given) > HALVED * self._num_blocks:
-            self._given = [given / 2 for given in self._given]
-            self._used = [used / 2 for used in self._used]
+    @property
+    def _worth_it(self) -> bool:
+        return self._protecting.hits >= (1 - BEHIND) * self._lru.hits
+
+    def _duel(self, ids: Sequence[BlockId], before: Sequence[bool]) -> None:
+        self._protecting.idle(ids, before)
+        self._lru.idle(ids, before)
+        self._given += len(ids)
+        if self._given > HALVED * self._num_blocks:
+            self._given = 0
+            for shadow in (self._protecting, self._lru):
+                shadow.hits /= 2
 
     def wanted(self, block: int) -> None:
         if block in self._protected:
@@ -152,7 +147,6 @@ class Adaptive:
         else:
             del self._spared[block]
         self._forget(block)
-        self._rival.hit()
 
     def victim(self) -> int:
         while self._fresh or self._protected:
@@ -203,33 +197,32 @@ class Adaptive:
         return block in self._id_of
 
 
-class Rival:
-    """What LRU would have kept of the same blocks, by their ids, and who had more hits of late."""
+class Shadow:
+    """What a pool of that size would have kept of the same blocks, by their ids, if it protected
+    those met before with a part of it; `hits` counts leading blocks of prompts, as nothing else is
+    a prefix."""
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, protected: float) -> None:
+        self.hits = 0.0
         self._num_blocks = num_blocks
-        self._kept: OrderedDict[BlockId, None] = OrderedDict()
-        self._given = 0
-        self._hits = 0.0
-        self._ours = 0.0
+        self._most = int(protected * num_blocks)
+        self._fresh: OrderedDict[BlockId, None] = OrderedDict()
+        self._protected: OrderedDict[BlockId, None] = OrderedDict()
 
-    def idle(self, ids: Sequence[BlockId]) -> None:
-        kept = self._kept
-        again = [block_id for block_id in ids if block_id in kept]
-        self._hits += len(again)
-        for block_id in again:
-            del kept[block_id]
-        kept.update(dict.fromkeys(ids))
-        while len(kept) > self._num_blocks:
-            kept.popitem(last=False)
-        self._given += len(ids)
-        if self._given > HALVED * self._num_blocks:
-            self._given = 0
-            self._hits, self._ours = self._hits / 2, self._ours / 2
-
-    def hit(self) -> None:
-        self._ours += 1
-
-    @property
-    def ahead(self) -> bool:
-        return self._ours < (1 - BEHIND) * self._hits
+    def idle(self, ids: Sequence[BlockId], before: Sequence[bool]) -> None:
+        """Blocks of one sequence, tail first, and which of them were met before."""
+        fresh, protected = self._fresh, self._protected
+        for block_id in reversed(ids):
+            if block_id not in fresh and block_id not in protected:
+                break
+            self.hits += 1
+        protects = self._most > 0
+        for block_id, met in zip(ids, before, strict=True):
+            fresh.pop(block_id, None)
+            protected.pop(block_id, None)
+            (protected if met and protects else fresh)[block_id] = None
+        while len(protected) > self._most:
+            block_id, _ = protected.popitem(last=False)
+            fresh[block_id] = None
+        while len(fresh) + len(protected) > self._num_blocks:
+            (fresh or protected).popitem(last=False)
