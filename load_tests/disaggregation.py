@@ -153,8 +153,8 @@ def read(name: str) -> list[Job]:
 
 
 def mix(rate: float = 1.0, window_s: float = 20 * PHASE_S) -> list[Job]:
-    """Poisson arrivals of `rate` a second, lengths within a factor of 1.5 of their kind's. Of the
-    short prompts come as many as keep the devices as busy as the long ones do."""
+    """Poisson arrivals of `rate` a second, lengths within a factor of 1.5 of their kind's, which
+    changes every PHASE_S."""
     rng, at_s = random.Random(5), 0.0
     jobs: list[Job] = []
     while at_s < window_s:

@@ -3,6 +3,7 @@ would take its ticket soonest, and each replica that could do all of it alone.""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,9 +14,9 @@ from router.placement.scorers import Scorer
 from router.placement.ways import LATE, Ways, few
 from router.replica import Replica
 
-PREFILLS = 16  # looked at: half of them the least loaded, half those that cache most
-DECODES = 8  # the same
-NEXTS = 3  # of these, for each prefill replica
+PREFILLS = 12  # looked at: half of them the least loaded, half those that cache most
+DECODES = 6  # the same
+NEXTS = 2  # of these, for each prefill replica
 ALONE = 4  # of those that would rather not
 # A replica keeps to its role where it makes little difference: whoever decodes there next has an
 # interest in that, and is not counted.
@@ -58,15 +59,17 @@ class Joint:
         if any_alone:
             alone = [*alone, *few([*prefills, *decodes], hits, ALONE, self._rng)]
         nexts = self._nexts(need, decodes)
-        if not nexts and alone:
-            prefills = ()
+        # Whose KV nobody could take has no way on, unless that is so of all of them.
+        paired = [replica for replica in prefills if replica.kv_abi in nexts]
+        prefills = paired if paired or alone else prefills
         replicas = [*prefills, *alone]
         cached = [hits.get(replica.id, 0) for replica in replicas]
         waits, works, ways = [], [], []
         for place, (replica, hit) in enumerate(zip(replicas, cached, strict=True)):
             if place < len(prefills):
                 wait_s, work_s = self._scorer.prefill(need, replica, hit)
-                way = self._split(need, replica, work_s, need.num_tokens - hit, nexts)
+                after = nexts.get(replica.kv_abi, ())
+                way = self._split(need, replica, work_s, need.num_tokens - hit, after)
             else:
                 wait_s, work_s = self._ways.alone_s(need, replica, hit)
                 wait_s += self._scorer.pages_s(need, replica, hit)
@@ -81,34 +84,40 @@ class Joint:
             ways.append(way)
         return Candidates(replicas, cached, waits, works, ways=ways)
 
-    def _nexts(self, need: Need, decodes: Sequence[Replica]) -> list[_Next]:
-        """Those that would decode it soonest, whoever sends it."""
+    def _nexts(self, need: Need, decodes: Sequence[Replica]) -> dict[str, list[_Next]]:
+        """By KV ABI, those that would decode it soonest, whoever sends it."""
         rows = []
         for replica in decodes:
             uncached = need.num_tokens - need.cached.get(replica.id, 0)
             wait_s, _, step_s = self._scorer.decode(need, replica, need.num_tokens - uncached)
             rows.append((wait_s + step_s, uncached * replica.load.kv_bytes_per_token, replica))
         rows.sort(key=lambda row: row[:2])
-        return [
-            _Next(replica, num_bytes, gap_s, self._ways.split(need, replica, 0.0))
-            for gap_s, num_bytes, replica in rows[:NEXTS]
-        ]
+        nexts: dict[str, list[_Next]] = {}
+        for gap_s, num_bytes, replica in rows:
+            of_abi = nexts.setdefault(replica.kv_abi, [])
+            if len(of_abi) < NEXTS:
+                way = self._ways.split(need, replica, 0.0)
+                of_abi.append(_Next(replica, num_bytes, gap_s, way))
+        return nexts
 
     def _split(
-        self, need: Need, prefill: Replica, work_s: float, new_tokens: int, nexts: list[_Next]
+        self, need: Need, prefill: Replica, work_s: float, new_tokens: int, nexts: Sequence[_Next]
     ) -> Way:
         """With whoever costs least after the first token."""
         name, chunk = prefill.id, prefill.load.step_tokens or new_tokens
         last = min(1.0, chunk / new_tokens) if new_tokens else 1.0
         itl_s = need.targets.itl_s
-        best: Way | None = None
+        best, best_after_s, best_gap_s = None, math.inf, math.inf
         for after in nexts:
-            transfer_s = self._latency.transfer_s(after.num_bytes, name, after.replica.id)
-            if name in after.replica.load.quarantined:
+            replica = after.replica
+            transfer_s = self._latency.transfer_s(after.num_bytes, name, replica.id)
+            if replica.load.quarantined and name in replica.load.quarantined:
                 transfer_s *= 2  # inline, for now
             # bound early, it runs beside the prefill but for the last chunk's part
             gap_s = after.gap_s + max(last * transfer_s, transfer_s - work_s)
             after_s = after.way.after_s + max(0.0, gap_s - itl_s)
-            if best is None or (after_s, gap_s) < (best.after_s, best.gap_s):
-                best = after.way._replace(gap_s=gap_s, after_s=after_s)
-        return best or Way(alone=False)  # nobody decodes now: somebody will
+            if best is None or (after_s, gap_s) < (best_after_s, best_gap_s):
+                best, best_after_s, best_gap_s = after.way, after_s, gap_s
+        if best is None:
+            return Way(alone=False)  # nobody decodes now: somebody will
+        return Way(False, best.decode, best_gap_s, best.itl_s, best_after_s)

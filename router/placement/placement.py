@@ -58,6 +58,11 @@ class Placement:
             return replica.role != "prefill"
         return replica.role != "decode" or self.disaggregation != "remote"
 
+    @property
+    def any_alone(self) -> bool:
+        """Whether a replica of any role may go on with what it has prefilled."""
+        return self.disaggregation != "remote"
+
     def refuse(self, need: Need, replica: Replica) -> Refusal | None:
         """Why this replica cannot take it; None = it can."""
         return refuse(need, replica) if self.serves(replica, need.phase) else Refusal.ROLE
@@ -76,7 +81,7 @@ class Placement:
             decodes = [r for r in replicas if r.role == "decode" and refuse(need, r) is None]
         among = self._score(need, able, decodes)
         place = self._prefill.choose(need, among)
-        self._given(among, place, len(replicas))
+        self._given(among, place, replicas)
         return Decision(among, place, refused)
 
     def _able(
@@ -122,10 +127,10 @@ class Placement:
         among = self._scorer.score(need, preferred)
         return Decision(among, self._decode.choose(need, among), refused)
 
-    def _given(self, among: Candidates, place: int, there: int) -> None:
+    def _given(self, among: Candidates, place: int, there: Sequence[Replica]) -> None:
         self.ways.given(among.replicas[place], among.work_s[place])
-        if len(self.ways.duty) > FORGET_AT * there:
-            self.ways.keep({replica.id for replica in among.replicas})
+        if len(self.ways.duty) > FORGET_AT * len(there):
+            self.ways.keep({replica.id for replica in there})
 
 
 def _pass_over(

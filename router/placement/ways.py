@@ -43,9 +43,8 @@ class Ways:
         self.duty = Duty(clock)
         self._latency = latency
         self._clock = clock
-        self._queued: dict[
-            str, tuple[float, float]
-        ] = {}  # seconds per token that waits, as of when
+        # when it was asked for, and seconds for a token that waits
+        self._queued: dict[str, tuple[float, float]] = {}
 
     def split(self, need: Need, decode: Replica, gap_s: float) -> Way:
         """`decode` takes its ticket."""
@@ -83,7 +82,10 @@ class Ways:
         return pending * token_s
 
     def burden_s(self, replica: Replica, targets: Targets) -> float:
-        """What a prompt of QUEUED tokens would cost there, alone, beyond its own work."""
+        """What a prompt of QUEUED tokens would cost there, alone, beyond its own work; nobody is
+        disturbed where nobody decodes."""
+        if not replica.decoding:
+            return self.pending_s(replica)
         need = Need("prefill", QUEUED, {}, targets=targets)
         bare_s = self._latency.prefill_s(replica.id, QUEUED, 0)
         wait_s, work_s = self.alone_s(need, replica, 0)

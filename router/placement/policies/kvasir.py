@@ -35,7 +35,7 @@ BUSY_S = 300.0  # memory of `busy`
 RATE_S = 60.0  # memory of `rate`
 EPOCH_S = 600.0  # after which sums are brought up to date, so that they stay small
 FIRST_S = 1.0  # before that nothing is known of either
-KEPT = 2  # tallies kept, as a multiple of the candidates
+FADED_S = 1e-3  # of work; who was given so little is forgotten when sums are brought up to date
 PART = 0.25  # of a prompt that a part of the same conversation has at least
 HOMES = 1 << 16  # prompts whose home is remembered, about 250 bytes each
 
@@ -76,9 +76,6 @@ class Kvasir:
         tallies[chosen].work_s += among.work_s[chosen] * math.exp(since / BUSY_S)
         tallies[chosen].requests += math.exp(since / RATE_S)
         self._settle(need, among.replicas[chosen].id)
-        if len(self._tallies) > KEPT * len(among):
-            names = {replica.id for replica in among.replicas}
-            self._tallies = {name: self._tallies[name] for name in names}
         return chosen
 
     def _costs(
@@ -135,6 +132,8 @@ class Kvasir:
         for tally in self._tallies.values():
             tally.work_s *= work
             tally.requests *= requests
+        # By what is left, not by who stands here: of many replicas each decision weighs a few.
+        self._tallies = {n: each for n, each in self._tallies.items() if each.work_s > FADED_S}
 
 
 def _window(memory_s: float, age_s: float) -> float:
