@@ -2,7 +2,7 @@
 """How soon other routers know of a decision, and what telling them costs: processes of their own,
 a real Redis, no workers. Monotonic time is one for all processes of a host.
 
-python load_tests/bench_sharing.py --rate 500 --replicas 64 --seconds 10
+python -m load_tests.bench_sharing --rate 500 --replicas 64 --seconds 10
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any, cast
 from cluster.backends.ports import free_ports
 from cluster.redis_server import check, server_spec
 from cluster.simulator.route import quantile
+from load_tests.leaving import leave_on_sigterm
 from router.replica import Replica
 from router.sharing.blocks import ToldIndex
 from router.sharing.channel import Channel
@@ -181,6 +182,7 @@ def measure(options: argparse.Namespace, url: str, listeners: int, shares: bool)
 
 
 def main() -> None:
+    leave_on_sigterm()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rate", type=float, default=500.0, help="decisions a second")
     parser.add_argument("--replicas", type=int, default=64)

@@ -26,6 +26,7 @@ import uvloop
 
 from cluster.backends.ports import free_ports
 from cluster.redis_server import server_spec, wait_until_up
+from load_tests.leaving import leave_on_sigterm
 from load_tests.peers.process import running
 from load_tests.peers.router_model import write_model
 from load_tests.peers.systems import System
@@ -237,6 +238,7 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    leave_on_sigterm()
     given = _options()
     if given.client is None:
         asyncio.run(main(given))

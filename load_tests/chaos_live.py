@@ -28,6 +28,7 @@ import grpc.aio
 
 from cluster.admin_client import AdminClient
 from load_tests.chaos_work import Work, same_tokens, works
+from load_tests.leaving import leave_on_sigterm
 from tests.chaos.report import Tally, table
 from tests.cluster.processes import children, is_alive
 from tests.e2e.serving import Serving, fresh_report, kvasir_serve
@@ -306,6 +307,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
+    leave_on_sigterm()
     tally, problems = run(parser().parse_args())
     print(*problems[:20], sep="\n")
     print(table(tally, "wall"))

@@ -34,6 +34,7 @@ from cluster.simulator.fleet.play import Played, play
 from cluster.simulator.fleet.recorded import read_steps
 from cluster.simulator.fleet.setup import Options, fleet_plan, read_model
 from cluster.simulator.route import quantile
+from load_tests.leaving import leave_on_sigterm
 from router.placement.placement import Disaggregation
 from tests.e2e.serving import Serving, kvasir_serve
 from workers.core.clock import SystemClock
@@ -181,6 +182,7 @@ def line(row: Row) -> str:
 
 
 def main() -> None:
+    leave_on_sigterm()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--modes", nargs="+", default=["remote", "local", "auto"])

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.backends.ports import free_ports
+from load_tests.leaving import leave_on_sigterm
 from load_tests.peers import machine
 from load_tests.peers.measure import measure, warm_up
 from load_tests.peers.process import PeerFailed, running
@@ -31,6 +32,7 @@ from workers.core.errors import Unavailable
 
 
 def main() -> None:
+    leave_on_sigterm()
     arguments = _arguments()
     arguments.logs.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {

@@ -21,6 +21,7 @@ from typing import Any
 import uvloop
 
 from cluster.bench.report import percentile
+from load_tests.leaving import leave_on_sigterm
 from load_tests.peers import machine
 from load_tests.peers.router_client import at_once, http_request, one_by_one
 from load_tests.peers.router_model import Prose, alone, shared, write_model
@@ -37,6 +38,7 @@ Row = dict[str, Any]
 
 
 def main() -> None:
+    leave_on_sigterm()
     arguments = _arguments()
     arguments.logs.mkdir(parents=True, exist_ok=True)
     write_model(arguments.model)

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from load_tests.leaving import leave_on_sigterm
 from load_tests.peers import machine
 from load_tests.peers.router_client import at_once, http_request
 from load_tests.peers.router_model import write_model
@@ -30,6 +31,7 @@ GROWTH = 1.1  # of the memory after the first step: no more is flat
 
 
 def main() -> None:
+    leave_on_sigterm()
     parser = argparse.ArgumentParser(description=" ".join((__doc__ or "").split("\n")[:2]))
     parser.add_argument("--model", type=Path, required=True, help="made if it is not there")
     parser.add_argument("--requests", type=int, default=1_000_000)
