@@ -8,11 +8,13 @@ from types import TracebackType
 
 import grpc
 
-from workers.core.errors import RequestNotFound, Unavailable
+from workers.core.errors import InvalidRequest, RequestNotFound, Unavailable
 from workers.wire import admin_pb2 as admin
 from workers.wire import admin_pb2_grpc, worker_pb2
+from workers.wire import common_pb2 as common
 
 DEADLINE_S = 5.0
+SET_ROLE_DEADLINE_S = 15.0
 FSCK_DEADLINE_S = 300.0  # it reads every table whole
 # A proxy is for the world outside; the router is ours.
 OPTIONS = [("grpc.enable_http_proxy", 0)]
@@ -79,6 +81,16 @@ class AdminClient:
         try:
             self._stub.SetSlo(admin.SetSloRequest(json=json), timeout=DEADLINE_S)
         except grpc.RpcError as error:
+            raise self._unavailable(error) from None
+
+    def set_role(self, replica: str, role: common.Role) -> common.Role:
+        """Its role before. Raises InvalidRequest too, where the router refuses."""
+        try:
+            asked = admin.SetReplicaRoleRequest(replica=replica, role=role)
+            return self._stub.SetRole(asked, timeout=SET_ROLE_DEADLINE_S).was
+        except grpc.RpcError as error:
+            if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
+                raise InvalidRequest(error.details()) from None
             raise self._unavailable(error) from None
 
     def _unavailable(self, error: grpc.RpcError) -> Unavailable:

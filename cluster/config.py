@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -77,15 +78,46 @@ class _Section(BaseModel):
 
 
 class PoolConfig(_Section):
-    """Replicas of one role. Their ids are `<name>-0`, `<name>-1`, ... Sizes that are not given are
-    those of `engine`, and hardware is the cluster's."""
+    """Replicas of one role; those of `flex` have either, and begin with `starts_as`. Plain
+    processes are called `<name>-0`, `<name>-1`, ... Sizes that are not given are those of `engine`,
+    and hardware is the cluster's.
+
+    For Ray: bounds within which the plan moves the number of replicas, `replicas` where they are
+    not given, and what each rank asks for: as many CPUs as it has threads, else 1, and a GPU unless
+    the hardware is a CPU."""
 
     name: str = Field(pattern=NAME)
-    role: RoleName
+    role: RoleName | Literal["flex"]
+    starts_as: RoleName = "decode"
     replicas: NonNegativeInt = 1
+    min: NonNegativeInt | None = None
+    max: NonNegativeInt | None = None
+    num_cpus: NonNegativeFloat | None = None
+    num_gpus: NonNegativeFloat | None = None
     tensor_parallel: PositiveInt | None = None
     expert_parallel: PositiveInt | None = None
     hardware: HardwareName | None = None
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if not self.least <= self.replicas <= self.most:
+            raise ValueError(
+                f"pool {self.name}: min {self.least}, replicas {self.replicas} and max {self.most} "
+                "are not in order"
+            )
+        return self
+
+    @property
+    def first_role(self) -> RoleName:
+        return self.starts_as if self.role == "flex" else self.role
+
+    @property
+    def least(self) -> int:
+        return self.replicas if self.min is None else self.min
+
+    @property
+    def most(self) -> int:
+        return self.replicas if self.max is None else self.max
 
 
 class RouterSection(_Section):
@@ -128,9 +160,11 @@ class ClusterConfig(_Section):
         names = [pool.name for pool in self.pools]
         if len(set(names)) < len(names):
             raise ValueError(f"two pools have the same name: {', '.join(names)}")
+        # A replica of a flex pool can become what is missing.
         there = {pool.role for pool in self.pools if pool.replicas}
+        flex = sum(pool.replicas for pool in self.pools if pool.role == "flex")
         missing = [role for role in ("prefill", "decode") if role not in there]
-        if missing and "aggregated" not in there:
+        if len(missing) > flex and "aggregated" not in there:
             raise ValueError(
                 f"no pool has a {' or a '.join(missing)} replica; the cluster needs at least one "
                 "prefill and one decode replica, or one aggregated replica"
@@ -169,22 +203,36 @@ class ClusterConfig(_Section):
         threads = self.engine.threads or max(1, _cores() // ranks)
         replicas = [(pool, index) for pool in self.pools for index in range(pool.replicas)]
         return [
-            WorkerConfig(
-                replica=f"{pool.name}-{index}",
-                pool=pool.name,
-                role=pool.role,
-                model=str(model_dir),
-                cluster=self.name,
-                hardware=pool.hardware or self.hardware,
-                port=port,
-                redis_url=redis_url,
-                engine=self._engine_of(pool, threads),
-                transport=self.transport,
-                ticket_ttl_s=self.ticket_ttl_s,
-                grace_s=self.grace_s,
+            self.worker_slice(
+                pool, f"{pool.name}-{index}", str(model_dir), redis_url, threads, port
             )
             for (pool, index), port in zip(replicas, ports, strict=True)
         ]
+
+    def worker_slice(
+        self,
+        pool: PoolConfig,
+        replica: str,
+        model: str,
+        redis_url: str,
+        threads: int,
+        port: int = 0,
+    ) -> WorkerConfig:
+        """`threads`: of each rank."""
+        return WorkerConfig(
+            replica=replica,
+            pool=pool.name,
+            role=pool.first_role,
+            model=model,
+            cluster=self.name,
+            hardware=pool.hardware or self.hardware,
+            port=port,
+            redis_url=redis_url,
+            engine=self._engine_of(pool, threads),
+            transport=self.transport,
+            ticket_ttl_s=self.ticket_ttl_s,
+            grace_s=self.grace_s,
+        )
 
     def _engine_of(self, pool: PoolConfig, threads: int) -> EngineConfig:
         layout = self.layout(pool)
@@ -196,10 +244,10 @@ class ClusterConfig(_Section):
             }
         )
 
-    def router_slice(self, *, model_dir: Path, redis_url: str) -> RouterConfig:
+    def router_slice(self, *, model: str, redis_url: str) -> RouterConfig:
         return RouterConfig(
             cluster=self.name,
-            model=str(model_dir),
+            model=model,
             served_name=self.model_name,
             grpc=self.router.grpc,
             http=self.router.http,

@@ -13,7 +13,14 @@ from pydantic import ValidationError
 from cluster.backends.process import ChildSpec
 from workers.core.errors import ConfigError
 from workers.wire.redis_client import connect_redis
-from workers.wire.redis_keys import LEASE_S, ReplicaRecord, replica_key, without_password
+from workers.wire.redis_keys import (
+    LEASE_S,
+    Plan,
+    ReplicaRecord,
+    plan_key,
+    replica_key,
+    without_password,
+)
 
 ANSWER_S = 3.0
 
@@ -81,6 +88,27 @@ async def registered(url: str, cluster: str) -> dict[str, str]:
             "read; choose another `name` in the config"
         ) from None
     return {record.id: record.address for record in records}
+
+
+async def read_plan(url: str, cluster: str) -> Plan | None:
+    """The plan that holds now; None where there is none or it cannot be read."""
+    try:
+        async with connect_redis(url, ANSWER_S) as client:
+            text = await client.get(plan_key(cluster))
+        return None if text is None else Plan.model_validate_json(text)
+    except (redis.exceptions.RedisError, OSError, ValidationError):
+        return None
+
+
+async def forget(url: str, cluster: str) -> None:
+    """Removes what killed replicas of a cluster that is over left there. Raises ConfigError."""
+    try:
+        async with connect_redis(url, ANSWER_S) as client:
+            keys = [key async for key in client.scan_iter(match=f"{{{cluster}}}:*", count=1000)]
+            if keys:
+                await client.delete(*keys)
+    except (redis.exceptions.RedisError, OSError) as error:
+        raise ConfigError(f"Redis is unreachable at {without_password(url)}: {error}") from None
 
 
 async def wait_until_up(url: str, timeout_s: float) -> None:

@@ -57,6 +57,7 @@ from workers.wire.redis_client import connect_redis
 
 BACKLOG = 2048
 LAST_WORDS_S = 0.5  # of the grace, a quarter of it at most: for telling clients that it is over
+LOOK_EVERY_S = 0.1  # whether the last request has ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,8 @@ async def serve(
         finally:
             flow.drain()
             http.should_exit = True  # both doors have the same grace, at the same time
-            await grpc.stop(grace_s)
+            async with _running(_let_recorders_go(flow, recording)):
+                await grpc.stop(grace_s)
 
 
 def _ready(pool: Pool) -> bool:
@@ -236,6 +238,13 @@ async def _cut_off(stop: asyncio.Event, grace_s: float, dispatcher: Dispatcher) 
     await stop.wait()
     await asyncio.sleep(grace_s - min(LAST_WORDS_S, grace_s / 4))
     dispatcher.stop()
+
+
+async def _let_recorders_go(flow: FlowControl, recording: Recording) -> None:
+    """Once all that they wait for has ended: their streams would take the whole grace."""
+    while flow.in_flight:  # noqa: ASYNC110 - nobody tells us
+        await asyncio.sleep(LOOK_EVERY_S)
+    recording.close()
 
 
 async def _tell_health(pool: Pool, grpc: GrpcServer) -> None:

@@ -102,6 +102,8 @@ class Desk:
             decision = self.find_now(flight, phase, binding)
             if decision is not None:
                 return decision
+            if binding is not None and not binding.moving and self._goes_on_alone(flight):
+                raise WorkerFailed(f"nobody is there to decode it: {binding.tell()}")
             await self.pool.wait_changed()
 
     def find_now(
@@ -116,6 +118,13 @@ class Desk:
         if log.isEnabledFor(logging.DEBUG):
             log.debug("%s: %s on %s", flight.id, phase, decision.explain())
         return decision
+
+    def _goes_on_alone(self, flight: Flight) -> bool:
+        """Whether a replica is up that may prefill and decode it, in whatever role."""
+        need = self._need(flight, "prefill", None)
+        return self._placement.any_alone and any(
+            self._placement.refuse(need, replica) is None for replica in self.pool
+        )
 
     def _need(self, flight: Flight, phase: Phase, binding: Binding | None) -> Need:
         cached, ids = self._look_up(flight.blocks)
@@ -147,7 +156,7 @@ class Desk:
     def _look_up(self, blocks: BlockIds) -> tuple[Mapping[str, int], Sequence[BlockId]]:
         """Leading tokens that each replica holds, and the ids asked for. Admission and placement
         ask one after the other: the index is asked again only where it has changed."""
-        kinds = {(r.kv_abi, r.record.block_size) for r in self.pool if r.up}
+        kinds = sorted({(r.kv_abi, r.record.block_size) for r in self.pool if r.up})
         ids = [blocks.of(*kind) for kind in kinds]
         asked = self.index.changes, len(blocks.tokens), kinds
         if blocks.found is None or blocks.found[0] != asked:

@@ -26,6 +26,7 @@ class RouterMetrics:
         self.registry = registry = CollectorRegistry()
         self.total = 0
         self.failed = 0
+        self._roles: dict[str, RoleName] = {}  # by replica, as its gauges say
         self._requests = Counter(
             "kvasir_requests", "requests by how they ended", ["outcome"], registry=registry
         )
@@ -202,6 +203,9 @@ class RouterMetrics:
     # of the pool
 
     def reported(self, replica: Replica, load: worker.LoadReport) -> None:
+        if self._roles.get(replica.id) != replica.role:
+            self.forgotten(replica)  # in the role that it had before
+            self._roles[replica.id] = replica.role
         self._used.labels(replica.id, replica.role).set(load.blocks_used)
         self._cached.labels(replica.id, replica.role).set(load.blocks_cached)
         self._pages.labels(replica.id, replica.role).set(load.blocks_total)
@@ -213,6 +217,7 @@ class RouterMetrics:
         self._up.labels(replica.id, replica.role).set(0)
 
     def forgotten(self, replica: Replica) -> None:
+        self._roles.pop(replica.id, None)
         gauges = (self._used, self._cached, self._pages, self._up, self._seqs, self._step)
         for gauge in gauges:
             for role in get_args(RoleName):

@@ -52,6 +52,13 @@ class Recording:
         self._clock = clock
         self._spaces: dict[str, tuple[str, int]] = {}  # KV ABI and block size of each replica
         self._readers: set[_Reader] = set()
+        self._over = False
+
+    def close(self) -> None:
+        """Readers get what is left, and their streams end: a router that goes waits for none."""
+        self._over = True
+        for reader in self._readers:
+            reader.news.set()
 
     def ended(
         self,
@@ -102,6 +109,8 @@ class Recording:
                 while reader.behind:
                     await asyncio.sleep(0)  # others first
                     yield reader.take()
+                if self._over:
+                    return
         finally:
             self._readers.discard(reader)
 

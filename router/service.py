@@ -28,6 +28,7 @@ from router.metrics import RouterMetrics
 from router.pool import Pool
 from router.recording import Recording
 from router.replica import Replica
+from router.roles import set_role
 from router.sharing.sharing import Sharing
 from router.tickets import ask_tickets
 from workers.core.errors import ConfigError, InvalidRequest, KvasirError, RequestNotFound
@@ -152,6 +153,15 @@ class AdminService(admin_grpc.AdminServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         log.info("new service classes: %s", request.json)
         return admin.SetSloResponse()
+
+    async def SetRole(
+        self, request: admin.SetReplicaRoleRequest, context: grpc.aio.ServicerContext
+    ) -> admin.SetReplicaRoleResponse:
+        try:
+            was = await set_role(self._pool, request.replica, request.role)
+        except KvasirError as error:
+            await _abort(context, error)
+        return admin.SetReplicaRoleResponse(was=was)
 
     async def Tickets(
         self, request: worker.TicketsRequest, context: grpc.aio.ServicerContext

@@ -182,6 +182,9 @@ class WorkerClient:
         reply = await self._unary(self._stub.Move, worker.MoveRequest(request_id=request_id))
         return bool(reply.moving)
 
+    async def set_role(self, role: common.Role) -> None:
+        await self._unary(self._stub.SetRole, worker.SetRoleRequest(role=role))
+
     async def set_limits(self, max_seqs: int, step_tokens: int) -> None:
         """Sizes of its batches from the next step on; 0 = as it was started, which is the most."""
         limits = worker.SetLimitsRequest(max_seqs=max_seqs, step_tokens=step_tokens)

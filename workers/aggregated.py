@@ -81,6 +81,10 @@ class AggregatedRole:
     def num_active(self) -> int:
         return len(self._active)
 
+    @property
+    def sequences(self) -> set[Sequence]:
+        return set(self._active)
+
     def _admitted(self, seq: Sequence, arrived: float) -> worker.Admitted:
         return worker.Admitted(
             cached_tokens=seq.num_cached,

@@ -143,6 +143,10 @@ class DecodeRole:
     def num_active(self) -> int:
         return len(self._active)
 
+    @property
+    def sequences(self) -> set[Sequence]:
+        return {active.seq for active in self._active}
+
     def _check(self, message: worker.DecodeRequest, num_tokens: int) -> None:
         ticket = message.ticket
         if ticket.kv_abi != self._engine.info.kv_abi:

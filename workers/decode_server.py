@@ -1,8 +1,9 @@
 """The worker's end of a Decode stream: many calls of one client, one message a step.
 
 Speaks messages, not gRPC. What a step says to the calls is collected while they have their turns
-and written at once. While two messages are unread calls stand still after their next event, and the
-engine's tokens for them join into one: cost per token falls with load.
+and written at once. While two messages are unread, or the events of a whole one wait for the wire,
+calls stand still after their next event, and the engine's tokens for them join into one: cost per
+token falls with load.
 """
 
 from __future__ import annotations
@@ -112,6 +113,8 @@ class DecodeServer:
         """Written with all else that is said before the writer has its turn."""
         self._outbox.append(event)
         self._news.set()
+        if len(self._outbox) >= MOST_EVENTS:
+            self._flowing.clear()  # a message is under way, and the wire does not take it
 
     async def _write_steps(self) -> None:
         while self._outbox or not self._over:
@@ -122,7 +125,8 @@ class DecodeServer:
             if self._room.locked():
                 self._flowing.clear()
             await self._room.acquire()
-            self._flowing.set()
             events = self._outbox[:MOST_EVENTS]
             del self._outbox[:MOST_EVENTS]
+            if len(self._outbox) < MOST_EVENTS:
+                self._flowing.set()
             await self._write(worker.DecodeStep(events=events))

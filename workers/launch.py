@@ -19,6 +19,7 @@ from workers.core.waits import let_go
 from workers.engine import Engine
 from workers.metrics import Meter
 from workers.models.resolve import resolve_model
+from workers.parallel.launcher import RankLauncher
 from workers.peer_client import GrpcPeers
 from workers.prewarm import Prewarmer
 from workers.registry import Registry
@@ -49,16 +50,40 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+class Departure:
+    """How a worker is told to go: asked once it drains, asked again it goes at once."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.at_once = asyncio.Event()
+
+    def ask(self) -> None:
+        (self.at_once if self.asked.is_set() else self.asked).set()
+
+
+def on_signals() -> Departure:
+    """Asked by SIGTERM and SIGINT."""
+    departure = Departure()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, departure.ask)
+    return departure
+
+
 async def run_worker(
-    config: WorkerConfig, load: Callable[[WorkerConfig], Any] | None = None
+    config: WorkerConfig,
+    load: Callable[[WorkerConfig], Any] | None = None,
+    *,
+    departure: Departure | None = None,
+    serving: Callable[[Worker], object] = lambda worker: None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; `load` makes another runner than a model's. Raises ConfigError
-    and CheckpointError before it listens, and whatever broke the engine after. A step that does not
-    end is left behind: see leave()."""
+    """Serve until `departure`, by default SIGTERM or SIGINT; `load` makes another runner than a
+    model's, `serving` is called once requests may come. Raises ConfigError and CheckpointError
+    before it listens, and whatever broke the engine after. A step that does not end is left behind:
+    see leave()."""
     for port in (config.port, config.metrics_port):
         _check_port(config.host, port)  # before minutes are spent on loading
     transports = pick_transports(config.transport, config.host)
-    runner = await on_thread(load or _load, config)
+    runner = await on_thread(load or load_model, config)
     ports = await runner.ports(transports, config.transport, config.host)
     worker, peers = _compose(config, runner, ports, transports)
     try:
@@ -68,9 +93,11 @@ async def run_worker(
         raise ConfigError(str(error)) from error
     worker.me.address = f"{config.host}:{port}"
     registry = Registry(config.redis_url, config.cluster, _record(config, worker), worker.events)
+    worker.on_role = registry.set_role
+    there = _be_there(config, worker, registry, peers, serving)
     stuck = False
     try:
-        stuck = await _serve(config, worker, registry, peers)
+        stuck = await _serve(config, worker, peers, there, departure or on_signals())
     finally:
         await registry.leave()
         await server.stop(grace=LAST_WORDS_S)
@@ -82,22 +109,17 @@ async def run_worker(
 
 
 async def _serve(
-    config: WorkerConfig, worker: Worker, registry: Registry, peers: GrpcPeers
+    config: WorkerConfig,
+    worker: Worker,
+    peers: GrpcPeers,
+    there: Coroutine[Any, Any, None],
+    departure: Departure,
 ) -> bool:
-    """Until a signal has been drained, or something breaks. True if a step would not end."""
-    stop, leave_now = asyncio.Event(), asyncio.Event()
-
-    def told_to_stop() -> None:
-        (leave_now if stop.is_set() else stop).set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told_to_stop)
-
+    """Until it has drained and departs, or something breaks. True if a step would not end."""
     running = [
         asyncio.create_task(worker.run()),
         asyncio.create_task(peers.tend()),
-        asyncio.create_task(_be_there(config, worker, registry, peers)),
+        asyncio.create_task(there),
     ]
     ends: list[asyncio.Task[Any]] = [asyncio.create_task(worker.hung.wait())]
     runner, balance_s = worker.engine.runner, config.engine.balance_experts_s
@@ -105,11 +127,11 @@ async def _serve(
         ends.append(asyncio.create_task(runner.fail()))
     if balance_s is not None and isinstance(runner, ModelRunner):
         running.append(asyncio.create_task(_balance_experts(runner, worker.meter, balance_s)))
-    await _first((*running, *ends), stop.wait())
-    if stop.is_set():
+    await _first((*running, *ends), departure.asked.wait())
+    if departure.asked.is_set():
         drain = asyncio.create_task(worker.drain(config.grace_s))
         ends.append(drain)
-        await _first((*running, *ends), leave_now.wait())
+        await _first((*running, *ends), departure.at_once.wait())
         log.info("leaving with %d requests or tickets open", worker.num_busy)
         worker.end()
     elif worker.hung.is_set():
@@ -132,7 +154,11 @@ async def _first(tasks: tuple[asyncio.Task[Any], ...], event: Coroutine[Any, Any
 
 
 async def _be_there(
-    config: WorkerConfig, worker: Worker, registry: Registry, peers: GrpcPeers
+    config: WorkerConfig,
+    worker: Worker,
+    registry: Registry,
+    peers: GrpcPeers,
+    serving: Callable[[Worker], object],
 ) -> None:
     """Paired with those whose KV it will fetch, it is ready, and tells the cluster."""
     prewarmer = Prewarmer(
@@ -147,6 +173,7 @@ async def _be_there(
     await prewarmer.look()
     worker.ready = True
     log.info("%s (%s) ready on %s", config.replica, config.role, worker.me.address)
+    serving(worker)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(registry.run())
         tasks.create_task(prewarmer.run())
@@ -169,7 +196,8 @@ def _check_port(host: str, port: int) -> None:
             raise ConfigError(f"port {port} on {host}: {error.strerror}") from None
 
 
-def _load(config: WorkerConfig) -> ModelRunner:
+def load_model(config: WorkerConfig, launcher: RankLauncher | None = None) -> ModelRunner:
+    """Blocks. `launcher`: of its other ranks; None = processes beside this one."""
     last = ""
 
     def progress(what: str, share: float) -> None:
@@ -179,7 +207,7 @@ def _load(config: WorkerConfig) -> ModelRunner:
             log.info("%s", line)
             last = line
 
-    return load_replica(config.model, config.engine, progress=progress)
+    return load_replica(config.model, config.engine, progress=progress, launcher=launcher)
 
 
 def _compose(

@@ -33,6 +33,9 @@ class Meter:
         self._moved_in = self._count("moved_in", "Running sequences taken over from others")
         self._moved_out = self._count("moved_out", "Running sequences that others took over")
         self._drains = self._count("drains", "Drains that were begun")
+        self._cleared = self._seconds(
+            "role_change", "From a new role to the end of the last call that does not fit it"
+        )
 
         self._hottest = Gauge(
             "kvasir_worker_hottest_expert_ratio",
@@ -84,6 +87,9 @@ class Meter:
 
     def drain_begun(self) -> None:
         self._drains.inc()
+
+    def role_changed(self, cleared_s: float) -> None:
+        self._cleared.observe(cleared_s)
 
     def balanced(self, hottest: Sequence[float], before: float, after: float, moved: int) -> None:
         for layer, ratio in enumerate(hottest):

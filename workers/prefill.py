@@ -29,6 +29,10 @@ class PrefillRole:
     def num_active(self) -> int:
         return len(self._active)
 
+    @property
+    def sequences(self) -> set[Sequence]:
+        return set(self._active)
+
     async def prefill(self, message: worker.PrefillRequest) -> AsyncIterator[worker.PrefillEvent]:
         """Opened, Progress*, FirstToken, Done. From Opened on the ticket can be redeemed. Left
         before its first token is said, everything it held is freed."""

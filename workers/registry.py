@@ -12,6 +12,8 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from workers.core.roles import RoleName
+from workers.core.waits import happens
 from workers.event_log import EventPublisher
 from workers.wire.redis_client import RedisClient, connect_redis, read_replicas
 from workers.wire.redis_keys import (
@@ -48,6 +50,7 @@ class Registry:
         self._saved_at = START
         self._place = START  # of the last entry written
         self._up: bool | None = None
+        self._news = asyncio.Event()  # the record is another one
         self._redis = connect_redis(url) if url else None
 
     async def run(self) -> None:
@@ -56,6 +59,10 @@ class Registry:
             tasks.create_task(self._publish())
             if self._redis is not None:
                 tasks.create_task(self._renew(self._redis))
+
+    def set_role(self, role: RoleName) -> None:
+        self._record = self._record.model_copy(update={"role": role})
+        self._news.set()
 
     async def peers(self) -> list[ReplicaRecord] | None:
         """The other replicas of this cluster; None when Redis does not say."""
@@ -77,6 +84,7 @@ class Registry:
 
     async def _renew(self, client: RedisClient) -> None:
         while True:
+            self._news.clear()
             try:
                 # SET, not EXPIRE: after a flush or a restart this alone registers again.
                 record = self._record.model_copy(update={"event_seq": self._events.acknowledged})
@@ -87,7 +95,7 @@ class Registry:
                 self._note(True)
             except (RedisError, OSError) as error:
                 self._note(False, str(error))
-            await asyncio.sleep(RENEW_S)
+            await happens(self._news, within_s=RENEW_S)
 
     async def _check_saved(self, client: RedisClient) -> None:
         """Redis may have been emptied, or have lost what it had last."""

@@ -6,17 +6,21 @@ Role is state, not a binary: every worker can do all of them, `role` says what t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Sequence as Many
 from enum import StrEnum
 from typing import TypeVar
 
 from workers.aggregated import AggregatedRole
 from workers.config import TransportConfig
 from workers.core.errors import InvalidRequest, Unavailable
+from workers.core.request import Sequence
+from workers.core.roles import RoleName
 from workers.core.waits import Offload, happens
 from workers.decode import DecodeRole
 from workers.engine import Engine
 from workers.event_log import EventPublisher
+from workers.flip import OFFER_AGAIN_S, Flip
 from workers.live import LiveSequences
 from workers.metrics import Meter
 from workers.prefill import PrefillRole
@@ -33,7 +37,6 @@ from workers.wire.redis_keys import pack_ids
 
 T = TypeVar("T")
 DRAIN_POLL_S = 0.05
-OFFER_AGAIN_S = 2.0  # while draining, for what nobody took
 STEP_LIMIT_S = 120.0
 ASK_S = 1.0  # for a receiver whose chunk is late to ask for its blocks again
 
@@ -55,7 +58,7 @@ class Worker:
         *,
         peer_at: Callable[[str], Peer],
         ports: Ports,
-        transports: Sequence[Transport],
+        transports: Many[Transport],
         config: TransportConfig,
         ttl_s: float,
         offload: Offload,
@@ -67,6 +70,7 @@ class Worker:
         self.ready = True
         self.leaving = asyncio.Event()
         self.hung = asyncio.Event()  # a step has been running for longer than any step can
+        self.on_role: Callable[[RoleName], object] = lambda role: None  # hears of each change
         self.meter = Meter()
         self.events = EventPublisher(engine.pool)
         pages = engine.runner.pages
@@ -118,6 +122,7 @@ class Worker:
         self.prefill = PrefillRole(engine, self.desk, self.meter)
         self.decode = DecodeRole(engine, self.receiver, self.live, self.meter)
         self.aggregated = AggregatedRole(engine, self.live, self.meter)
+        self._flip = Flip(self.live, self._unfit, engine.clock, self.meter)
         self._gauges()
 
     @property
@@ -139,6 +144,7 @@ class Worker:
             tasks.create_task(self.engine.serve())
             tasks.create_task(self.desk.expire_leases())
             tasks.create_task(self._notice_hung_step())
+            tasks.create_task(self._flip.run())
 
     async def _notice_hung_step(self) -> None:
         while not self.hung.is_set():
@@ -171,9 +177,20 @@ class Worker:
             role.end(Unavailable(f"replica {self.me.id} is leaving"))
 
     def set_role(self, role: common.Role) -> None:
-        if role_from_wire(role) is None:
+        """For new work at once; decodes of one that prefills from now on are offered to others.
+        Raises InvalidRequest."""
+        name = role_from_wire(role)
+        if name is None:
             raise InvalidRequest(f"no such role: {role}", param="role")
-        self.role = role
+        if role != self.role:
+            self.role = role
+            self._flip.to(name)
+            self.on_role(name)
+
+    def _unfit(self, role: RoleName) -> set[Sequence]:
+        if role == "prefill":
+            return self.decode.sequences | self.aggregated.sequences
+        return self.prefill.sequences if role == "decode" else set()
 
     def set_limits(self, max_seqs: int, step_tokens: int) -> worker.SetLimitsResponse:
         """Sizes from the next step on, 0 = as started, which is also the most. Who runs stays:

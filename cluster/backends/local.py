@@ -42,6 +42,24 @@ class Audience(Protocol):
         """Still waiting, and for what; called many times a second."""
 
 
+@asynccontextmanager
+async def own_redis(
+    config: ClusterConfig, supervisor: Supervisor, folder: Path
+) -> AsyncIterator[str]:
+    """The URL of the external server, else of one that runs as long as the block."""
+    if config.redis.url is not None:
+        await check(config.redis.url)
+        await check_unused(config.redis.url, config.name)
+        yield config.redis.url
+        return
+    (port,) = free_ports(1)
+    url = f"redis://127.0.0.1:{port}/0"
+    async with supervisor.tier([server_spec(port, folder)]):
+        await wait_until_up(url, REDIS_START_S)
+        supervisor.say(f"redis listens on 127.0.0.1:{port}")
+        yield url
+
+
 class LocalCluster:
     """`model_dir` is a local checkpoint; `log_dir` None = a folder that goes with us."""
 
@@ -66,12 +84,12 @@ class LocalCluster:
 
         Raises ConfigError: a port is taken, Redis is unreachable, or a process cannot start.
         """
-        config = _with_ports(self.config)
+        config = with_ports(self.config)
         try:
             with run_folder() as folder:
                 logs = _made(self._log_dir or folder / "logs")
                 supervisor = Supervisor(logs, self._audience.say)
-                async with self._redis(config, supervisor, folder) as redis_url:
+                async with own_redis(config, supervisor, folder) as redis_url:
                     slices = config.worker_slices(
                         model_dir=self.model_dir,
                         redis_url=redis_url,
@@ -79,10 +97,10 @@ class LocalCluster:
                     )
                     workers = _worker_specs(slices, folder)
                     router_slice = config.router_slice(
-                        model_dir=self.model_dir, redis_url=redis_url
+                        model=str(self.model_dir), redis_url=redis_url
                     )
                     self._router_file[folder / MARK] = router_slice.model_dump_json(indent=2)
-                    self._admin = str(_nearby(config.router.grpc))
+                    self._admin = str(nearby(config.router.grpc))
                     router = _router_spec(self._router_file)
                     names = [slice_.replica for slice_ in slices]
                     self._audience.say(
@@ -93,7 +111,7 @@ class LocalCluster:
                         supervisor.ready = True
                         yield config
         except BaseExceptionGroup as group:
-            raise _first_fault(group) from None
+            raise first_fault(group) from None
 
     async def set_slo(self, slo: SloConfig) -> None:
         """New service classes for the router that runs, and for one that is started in its place.
@@ -102,23 +120,6 @@ class LocalCluster:
             router = RouterConfig.model_validate_json(text).model_copy(update={"slo": slo})
             self._router_file[path] = router.model_dump_json(indent=2)
         await asyncio.to_thread(_tell, self._admin, slo.model_dump_json())
-
-    @asynccontextmanager
-    async def _redis(
-        self, config: ClusterConfig, supervisor: Supervisor, folder: Path
-    ) -> AsyncIterator[str]:
-        """The URL of the external server, else of one that runs as long as the block."""
-        if config.redis.url is not None:
-            await check(config.redis.url)
-            await check_unused(config.redis.url, config.name)
-            yield config.redis.url
-            return
-        (port,) = free_ports(1)
-        url = f"redis://127.0.0.1:{port}/0"
-        async with supervisor.tier([server_spec(port, folder)]):
-            await wait_until_up(url, REDIS_START_S)
-            self._audience.say(f"redis listens on 127.0.0.1:{port}")
-            yield url
 
     async def _until_ready(
         self,
@@ -157,10 +158,10 @@ async def _is_healthy(client: httpx.AsyncClient) -> bool:
 
 def base_url(address: Address) -> str:
     """Where a client on this machine reaches `address`."""
-    return f"http://{_nearby(address)}"
+    return f"http://{nearby(address)}"
 
 
-def _nearby(address: Address) -> Address:
+def nearby(address: Address) -> Address:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
     return Address(host=host, port=address.port)
 
@@ -170,7 +171,7 @@ def _tell(router: str, slo: str) -> None:
         client.set_slo(slo)
 
 
-def _with_ports(config: ClusterConfig) -> ClusterConfig:
+def with_ports(config: ClusterConfig) -> ClusterConfig:
     """The router's ports settled. Raises ConfigError where one of them is taken."""
     router = config.router
     wanted = {"grpc": router.grpc, "http": router.http, "admin": router.admin}
@@ -221,7 +222,7 @@ def _made(logs: Path) -> Path:
     return logs.resolve()
 
 
-def _first_fault(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_fault(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Tiers fail as groups; the caller wants the one error of ours in it, or else all of them."""
     ours = group.subgroup(KvasirError)
     while isinstance(ours, BaseExceptionGroup):

@@ -43,7 +43,7 @@ class Supervisor:
         self.log_dir = log_dir
         self.ready = False
         self.children: dict[str, Child] = {}
-        self._say = say
+        self.say = say
         self._patience = patience or Patience()
         self._clock = clock or SystemClock()
 
@@ -86,7 +86,7 @@ class Supervisor:
                     self._check_start(spec, child, code, failures)
                 reason = exit_reason(code)
             delay = self._patience.delay(failures)
-            self._say(f"{spec.name} {reason}; starting it again in {delay:.1f} s")
+            self.say(f"{spec.name} {reason}; starting it again in {delay:.1f} s")
             await asyncio.sleep(delay)
 
     async def _until_dead(self, child: Child) -> int:

@@ -6,6 +6,8 @@ import typer
 
 from cluster.commands import bench, explain, simulate
 from cluster.commands.chat import chat
+from cluster.commands.deploy import deploy
+from cluster.commands.flip import flip
 from cluster.commands.fsck import fsck
 from cluster.commands.record import record
 from cluster.commands.serve import serve
@@ -24,6 +26,8 @@ app.command()(chat)
 app.command()(status)
 app.command()(tickets)
 app.command()(fsck)
+app.command()(flip)
+app.command()(deploy)
 app.command()(record)
 app.command()(size)
 app.add_typer(bench.app, name="bench")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import signal
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import typer
 from rich.console import Console
@@ -17,7 +18,9 @@ from cluster.backends.local import LocalCluster, base_url
 from cluster.config import ClusterConfig, Overrides, example_config, load_config
 from cluster.live_config import LiveConfig
 from cluster.model_source import resolve_model
+from router.flow.classes import SloConfig
 from workers.core.clock import SystemClock
+from workers.core.errors import ConfigError
 
 QUIET_S = 5.0  # without a terminal, progress is a line now and then
 Port = Annotated[int | None, typer.Option(min=0, max=65535, help="0 = any free port")]
@@ -47,6 +50,12 @@ def serve(
     redis_url: Annotated[str | None, typer.Option(help="use this Redis server")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, bfloat16, float32 or float16")] = None,
     log_dir: Annotated[Path | None, typer.Option(help="keep the processes' logs here")] = None,
+    backend: Annotated[
+        str, typer.Option(help="process, or ray: Ray Serve places and replaces the replicas")
+    ] = "process",
+    address: Annotated[
+        str | None, typer.Option(help="of a Ray cluster to join instead of one of our own")
+    ] = None,
 ) -> None:
     """Start Redis, the workers and the router on this machine and keep them running."""
     overrides = Overrides(
@@ -64,17 +73,42 @@ def serve(
     path = config or example_config()
     settings = load_config(path, overrides)
     model_dir = resolve_model(settings.model)
-    asyncio.run(_serve(path, overrides, settings, model_dir, log_dir))
+    screen = _Screen()
+    cluster: Cluster
+    if backend == "ray":
+        cluster = _on_ray(settings, model_dir, screen, address)
+    elif backend == "process" and address is None:
+        cluster = LocalCluster(settings, model_dir, screen, log_dir=log_dir)
+    else:
+        raise ConfigError("--backend is process or ray; --address goes with ray")
+    asyncio.run(_serve(cluster, path, overrides, settings, screen))
+
+
+class Cluster(Protocol):
+    """What runs while its block does."""
+
+    def running(self) -> AbstractAsyncContextManager[ClusterConfig]: ...
+
+    async def set_slo(self, slo: SloConfig) -> None: ...
+
+
+def _on_ray(
+    settings: ClusterConfig, model_dir: Path, screen: _Screen, address: str | None
+) -> Cluster:
+    try:
+        from cluster.backends.ray_local import RayLocalCluster
+    except ImportError as error:
+        raise ConfigError("Ray Serve is not here: install kvasir[ray]") from error
+    return RayLocalCluster(settings, model_dir, screen, address)
 
 
 async def _serve(
+    cluster: Cluster,
     path: Path,
     overrides: Overrides,
     settings: ClusterConfig,
-    model_dir: Path,
-    log_dir: Path | None,
+    screen: _Screen,
 ) -> None:
-    screen = _Screen()
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
 
@@ -86,7 +120,6 @@ async def _serve(
         loop.add_signal_handler(number, stop)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else nohup asked us to stay
         loop.add_signal_handler(signal.SIGHUP, stop)
-    cluster = LocalCluster(settings, model_dir, screen, log_dir=log_dir)
     try:
         with screen:
             async with cluster.running() as settled:

@@ -103,13 +103,13 @@ def _print(found: Figures) -> None:
         f"{found.refused:,} refused, {found.failed:,} failed, {found.preemptions:,} preempted; "
         f"{found.hit:.1%} of prompt tokens cached; {found.replica_hours:,.2f} replica-hours"
     )
-    latencies = _table("class", "requests", "good", "late", "slow", "refused", "failed")
-    for column in ("TTFT p50", "p90", "p99", "ITL mean", "p50", "p90", "p99"):
-        latencies.add_column(column, justify="right", no_wrap=True)
+    counts = _table("class", "requests", "good", "late", "slow", "refused", "failed")
+    latencies = _table("class", "TTFT p50 ms", "p90", "p99", "ITL mean ms", "p50", "p90", "p99")
     for name, each in found.classes.items():
-        counts = (each.requests, each.good, each.late, each.slow, each.refused, each.failed)
-        ttft = _ms(each.ttft)
-        latencies.add_row(name, *(f"{n:,}" for n in counts), *ttft[1:], *_ms(each.itl))
+        numbers = (each.requests, each.good, each.late, each.slow, each.refused, each.failed)
+        counts.add_row(name, *(f"{number:,}" for number in numbers))
+        latencies.add_row(name, *_ms(each.ttft)[1:], *_ms(each.itl))
+    console.print(counts)
     console.print(latencies)
     pools = _table("pool", "replicas", "hours", "busy", "preempted", "steps")
     for name, pool in found.pools.items():
@@ -129,4 +129,4 @@ def _table(first: str, *columns: str) -> Table:
 
 
 def _ms(values: Quantiles) -> list[str]:
-    return [f"{1e3 * v:,.1f} ms" for v in (values.mean, values.p50, values.p90, values.p99)]
+    return [f"{1e3 * v:,.1f}" for v in (values.mean, values.p50, values.p90, values.p99)]

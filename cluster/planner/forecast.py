@@ -19,7 +19,11 @@ FINE_S, FINE = 10.0, 1080  # three hours
 COARSE_S, COARSE = 300.0, 2304  # eight days
 LOOK_S = 60.0  # between two looks for a cycle
 CYCLES = 3  # that are averaged
-WORST_PART = 0.9  # of the errors of late that is planned for
+OFFSET = 10  # part of a period, over which it shows whether this one is higher than the last
+PASSING_S = 120.0  # a difference beyond that is taken to pass
+SHORT_S = 60.0  # a horizon that tells who is right before the real one can
+WORST_PART = 0.75  # of the errors of late that is planned for
+UNSEEN = 1.1  # times the highest load of late: a margin adds no more than up to that
 CLEARLY = 0.85  # by how much better another way must be
 
 
@@ -116,17 +120,23 @@ class Forecast:
         """At `horizon` seconds from now, and the peak until `hold` seconds behind it."""
         now = self._noted or 0.0
         rates = self._all(now, horizon)
-        promises = self._promises.setdefault(horizon, deque())
-        if not promises or promises[-1].due < now + horizon:
-            promises.append(_Promise(now + horizon, rates))
+        self._promise(horizon, rates)
+        self._promise(SHORT_S, self._all(now, SHORT_S))
         way = self._best(horizon, rates)
         margin = self._errors[horizon, way].shortfall if (horizon, way) in self._errors else 0.0
+        margin = min(margin, max(0.0, UNSEEN * self._fine.most - rates[way]))
         steps = max(1, min(24, math.ceil((horizon + hold) / FINE_S)))
         between = (
             self._by(way, now, (horizon + hold) * place / steps) for place in range(steps + 1)
         )
         peak = max(rate for rate in (*between, rates[way]) if rate is not None)
         return Ahead(rates[way], margin, max(peak, self.level) + margin, way)
+
+    def _promise(self, horizon: float, rates: dict[str, float]) -> None:
+        due = (self._noted or 0.0) + horizon
+        promises = self._promises.setdefault(horizon, deque())
+        if not promises or promises[-1].due < due:
+            promises.append(_Promise(due, rates))
 
     def _best(self, horizon: float, rates: dict[str, float]) -> str:
         means = {way: errors.mean for way in rates if (errors := self._errors.get((horizon, way)))}
@@ -138,6 +148,13 @@ class Forecast:
             best = last
         self._way[horizon] = best
         return best
+
+    def _means(self, horizon: float, rates: dict[str, float]) -> dict[str, float]:
+        """Of errors, by way; a cycle that was just found is judged by how well it repeats."""
+        found = {way: errors.mean for way in rates if (errors := self._errors.get((horizon, way)))}
+        if found and "cycle" in rates and "cycle" not in found and self.cycle_s is not None:
+            found["cycle"] = self._fine.repeats(self.cycle_s)
+        return found
 
     def _judge(self, horizon: float, promise: _Promise) -> None:
         keep = math.exp(-FINE_S / LEARNT_S)
@@ -168,18 +185,22 @@ class Forecast:
         less of that difference."""
         if period_s is None:
             return None
-        then, today = [], []
+        then, today, lasting = [], [], []
+        bins = max(1, round(period_s / OFFSET / history.bin_s))
         for count in range(1, CYCLES + 1):
             at = now - count * period_s
             while at + ahead > now - history.bin_s:
                 at -= period_s
+            both = min(bins, history.known(at))
+            recent, around = history.mean(now, both), history.mean(at, both)
             later, same = history.at(at + ahead), history.at(at)
-            if later is None or same is None:
+            if later is None or same is None or around is None or recent is None:
                 break
             then.append(later)
-            today.append(same)
+            today.append(self.level - same)
+            lasting.append(recent - around)
         if not then:
             return None
-        base, same = sum(then) / len(then), sum(today) / len(today)
-        fades = math.exp(-ahead / period_s)
-        return max(0.0, base + (self.level - same) * fades)
+        stays = sum(lasting) / len(then)
+        passes = (sum(today) / len(then) - stays) * math.exp(-ahead / PASSING_S)
+        return max(0.0, sum(then) / len(then) + stays * math.exp(-ahead / period_s) + passes)

@@ -35,28 +35,48 @@ class History:
         self._rates[-1] = self._sum / self._count
 
     @property
-    def begins(self) -> float:
-        return (self._last - len(self._rates) + 1) * self.bin_s
+    def most(self) -> float:
+        return max(self._rates, default=0.0)
 
     def at(self, when: float) -> float | None:
         """Around that time, a line between two bins; None where nothing is known."""
         place = when / self.bin_s - 0.5 - (self._last - len(self._rates) + 1)
-        low = int(place // 1)
-        if not 0 <= low < len(self._rates) - 1:
+        if not -0.5 <= place <= len(self._rates) - 0.5:
+            return None
+        place = min(max(place, 0.0), len(self._rates) - 1.0)
+        low = min(int(place), len(self._rates) - 2)
+        if low < 0:
             return None
         part = place - low
         return self._rates[low] * (1 - part) + self._rates[low + 1] * part
 
+    def known(self, until: float) -> int:
+        """Bins up to that time."""
+        return int(until // self.bin_s) - (self._last - len(self._rates))
+
+    def mean(self, until: float, bins: int) -> float | None:
+        """Of so many bins that end there; None where one is not known."""
+        last = self.known(until) - 1
+        if bins < 1 or last - bins + 1 < 0 or last >= len(self._rates):
+            return None
+        return sum(self._rates[place] for place in range(last - bins + 1, last + 1)) / bins
+
+    def repeats(self, period_s: float) -> float:
+        """Mean difference between the newest bins and those a period before."""
+        lag = round(period_s / self.bin_s)
+        rates = np.array(self._rates)
+        return float(np.abs(rates[lag:] - rates[:-lag]).mean()) if 0 < lag < len(rates) else 0.0
+
     def cycle_s(self) -> float | None:
-        """The period that the load repeats with, seen at least twice; None where there is none.
-        By autocorrelation: its highest peak beyond its first dip below zero."""
+        """The period that the load repeats with, seen one and a half times; None where there is
+        none. By autocorrelation: its highest peak beyond its first dip below zero."""
         count = len(self._rates)
         if count < 4 * LEAST_CYCLE:
             return None
         rates = np.array(self._rates)
         rates -= rates.mean()
         spectrum = np.fft.rfft(rates, 2 * count)
-        both = np.fft.irfft(spectrum * np.conj(spectrum))[: count // 2 + 1]
+        both = np.fft.irfft(spectrum * np.conj(spectrum))[: 2 * count // 3 + 1]
         both *= count / np.arange(count, count - len(both), -1)  # as many products at each lag
         if both[0] <= 0:
             return None

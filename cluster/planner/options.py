@@ -31,9 +31,8 @@ class Options:
     budget: float | None = None
     costs: ActionCosts = field(default_factory=ActionCosts)
     settle_s: float = 60.0
-    band: float = 0.06
+    band: float = 0.03
     keep_s: float = 600.0
     idle_s: float = 300.0
     drain_s: float = 30.0  # in which a queue is to be worked off
     unfitted: float = 0.25  # more load is assumed for a pool of whose steps none was measured
-    first_start_part: float = 0.8  # quantile of measured starts that counts as the cold start

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from cluster.planner.cold_start import ColdStarts
-from cluster.planner.decode_model import DecodeModel
+from cluster.planner.decode_model import MOST_BUSY, DecodeModel
 from cluster.planner.forecast import Ahead, Forecast
 from cluster.planner.hysteresis import Settled
 from cluster.planner.mix import Mix, Recent
@@ -62,7 +62,10 @@ class Planner:
         need = sizer.need(up, self.options.attainment)
         kept = sizer.need(keep, self.options.attainment)
         have = self.pools.have(state)
-        wanted = self._settled.size(need.servers, kept.servers, have, now)
+        least = self._under_way(signals, sizer)
+        wanted = self._settled.size(
+            _at_least(need.servers, least), _at_least(kept.servers, least), have, now
+        )
         choice, others = self.pools.assign(wanted, state)
         plans, waits = self._steps(choice, state)
         inputs = self._inputs(signals, mix, sizer, ahead, horizons, state)
@@ -127,7 +130,8 @@ class Planner:
             spec = self._spec(role)
             fitted = state.get(spec.name, PoolState()).fitted
             doubt = 1.0 if fitted else 1.0 + self.options.unfitted
-            up[role] = (ahead[role].rate + ahead[role].margin + backlog) * doubt
+            foreseen = max(ahead[role].rate + ahead[role].margin, 1.0 / self.options.idle_s)
+            up[role] = (foreseen + backlog) * doubt
             keep[role] = max(
                 up[role], (ahead[role].peak + backlog) * doubt * (1.0 + self.options.band)
             )
@@ -143,6 +147,11 @@ class Planner:
         )
 
     # -- what is done ----------------------------------------------------------------------------
+
+    def _under_way(self, signals: Signals, sizer: Sizer) -> Servers:
+        """What decodes now takes, whatever lengths are believed."""
+        places = sizer.decode.batch * MOST_BUSY
+        return Servers(0, min(self.pools.most.decode, math.ceil(signals.decoding / places)))
 
     def _steps(self, choice: Choice, state: State) -> tuple[tuple[PoolPlan, ...], int]:
         """Starts wait while what drains still takes the budget; their number."""
@@ -239,6 +248,10 @@ class Planner:
             yield f"{choice.short:.0%} of a role's servers are missing within bounds and budget"
         if waits:
             yield f"{waits} starts wait for what drains to leave the budget"
+
+
+def _at_least(servers: Servers, least: Servers) -> Servers:
+    return Servers(*map(max, servers, least))
 
 
 def _prediction(sizer: Sizer, servers: Servers, rates: Rates) -> Prediction:

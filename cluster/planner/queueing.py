@@ -19,6 +19,17 @@ def erlang_c(servers: int, load: float) -> float:
     return blocked / (1.0 - busy * (1.0 - blocked))
 
 
+def halfin_whitt(servers: int, load: float) -> float:
+    """erlang_c of many servers, in constant time."""
+    if load <= 0:
+        return 0.0
+    if load >= servers:
+        return 1.0
+    spare = (1.0 - load / servers) * math.sqrt(servers)
+    density = math.exp(-spare * spare / 2.0) / math.sqrt(2.0 * math.pi)
+    return density / (density + spare * normal_cdf(spare))
+
+
 class Wait:
     """Of one that comes to G/G/c, first come, first served (Allen-Cunneen; Kingman for one server):
     0 with probability 1 - p, else exponential with the mean
@@ -28,11 +39,14 @@ class Wait:
     `ca2`, `cs2`: squared coefficients of variation of arrivals and of service times.
     """
 
+    MANY = 100  # servers
+
     def __init__(self, servers: int, rate: float, service_s: float, ca2: float, cs2: float) -> None:
         load = rate * service_s
         self.busy = load / servers if servers else math.inf
         self.stable = self.busy < 1.0
-        self.some = erlang_c(servers, load) if servers else 1.0
+        waits = erlang_c if servers < self.MANY else halfin_whitt
+        self.some = waits(servers, load) if servers else 1.0
         self._mean_s = (
             (ca2 + cs2) / 2 * service_s / (servers * (1.0 - self.busy)) if self.stable else math.inf
         )

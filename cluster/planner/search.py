@@ -105,9 +105,13 @@ class Pools:
         return spec.resources
 
     def fits(self, servers: Servers) -> bool:
-        """Within all bounds and the budget."""
-        empty: State = {}
-        return any(not choice.short for choice in self._choices(servers, empty))
+        """Within all bounds and the budget, some way."""
+        budget = self.options.budget
+        return any(
+            not found.short and (budget is None or self._resources(found) <= budget)
+            for count, as_prefill in self._flexes()
+            for found in [self._choice(servers, count, as_prefill, {})]
+        )
 
     def assign(self, servers: Servers, state: State) -> tuple[Choice, list[Choice]]:
         """The best, and the next best of those that were rejected."""
@@ -117,15 +121,20 @@ class Pools:
         )
         return ranked[0], ranked[1 : SAID + 1]
 
-    def _choices(self, servers: Servers, state: State) -> Iterator[Choice]:
+    def _flexes(self) -> Iterator[tuple[int, int]]:
+        """Flex replicas, and those of them that prefill."""
         flex = self.by_role.get("flex")
-        budget = self.options.budget
         for count in range(flex.least, flex.most + 1) if flex else (0,):
             for as_prefill in range(count + 1):
-                found = self._choice(servers, count, as_prefill, state)
-                if budget is None or self._resources(found) <= budget:
-                    yield found
-                    continue
+                yield count, as_prefill
+
+    def _choices(self, servers: Servers, state: State) -> Iterator[Choice]:
+        budget = self.options.budget
+        for count, as_prefill in self._flexes():
+            found = self._choice(servers, count, as_prefill, state)
+            if budget is None or self._resources(found) <= budget:
+                yield found
+            else:
                 yield from self._squeezed(servers, count, as_prefill, state, budget)
 
     def _squeezed(

@@ -29,8 +29,12 @@ class ClassSignals:
 
 @dataclass(frozen=True, slots=True)
 class Signals:
+    """`decoding`: sequences that decode or wait to. Lengths are known of answers that ended, which
+    the short ones do first; those under way show what the long ones take."""
+
     interval_s: float
     classes: tuple[ClassSignals, ...]
+    decoding: int = 0
 
     @property
     def arrivals(self) -> int:

@@ -14,9 +14,9 @@ from typing import Protocol
 from router.flow.book import Book, Outcome
 from router.flow.classes import FlowKey, SloClass, SloConfig
 from router.flow.queues import FairQueues
-from router.flow.rates import Offered, Pace, Promises
+from router.flow.rates import OVER_S, LateShare, Offered, Pace, Promises
 from router.flow.turn import Turn, Unplaced
-from router.flow.waiting import Waiting
+from router.flow.waiting import Place, Waiting
 from workers.core.clock import Clock
 from workers.core.errors import InvalidRequest, KvasirError, Overloaded, Unavailable
 
@@ -87,6 +87,7 @@ class FlowControl:
         self._unplaced = Unplaced()
         self._changed = asyncio.Event()
         self._offered = Offered(clock.now())
+        self._late = LateShare(clock.now())
         self._pace = Pace(clock.now())
         self._promises = Promises()
         self._asked_at: dict[str, float] = {}  # class -> its last request
@@ -230,9 +231,12 @@ class FlowControl:
         return self._backlog_s(background=background) <= (0.0 if background else self._hold_s)
 
     def _grant(self, waiting: Waiting, now: float) -> None:
-        self._queues.grant(waiting)
-        if now > waiting.arrived:
-            self._pace.granted(waiting.work_s)
+        waited = now > waiting.arrived
+        self._pace.granted(waiting.work_s, waited=waited)
+        if waited or self.queued > 1:
+            on_time = waiting.place is Place.ON_TIME
+            self._late.granted(waiting.work_s, now, on_time=on_time)
+        self._queues.grant(waiting, now)
         future = self._granted[waiting]
         if future.cancelled():
             return  # its client has left
@@ -275,8 +279,19 @@ class FlowControl:
         )
 
     def _wait_s(self, waiting: Waiting, now: float) -> float:
+        """In line: who is late gets what nobody asks for, or what those on time have left of late;
+        background, what all others leave."""
+        if waiting.background:
+            return self._lasting_s(waiting, now)
+        servers = max(1, self._room.servers)
+        pace, prior_s = self._pace.per_s(servers), self._pace.prior_s
+        spare = max(self._late.part(servers * prior_s) * pace, self._spare(LEAST_SPARE, now))
+        return self._queues.wait_s(waiting, pace, spare, prior_s, now)
+
+    def _lasting_s(self, waiting: Waiting, now: float) -> float:
+        """Behind all that arrives, if that goes on for ever."""
         pace = self._pace.per_s(max(1, self._room.servers))
-        return self._queues.wait_s(waiting, pace, self._spare(LEAST_SPARE, now), now)
+        return self._queues.lasting_s(waiting, pace, self._spare(LEAST_SPARE, now), now)
 
     def _spare(self, least: float, now: float) -> float:
         """Seconds of work a second that nobody new takes, at least that part of all."""
@@ -308,8 +323,10 @@ class FlowControl:
 
     def _refusal(self, waiting: Waiting, why: str, now: float) -> Overloaded:
         """Come back when what is before it now would be done, and who was told so before."""
-        wait_s = max(RETRY_AT_LEAST_S, self._wait_s(waiting, now))
-        spare = self._spare(PROMISED, now)
+        spare, pace = self._spare(PROMISED, now), self._pace.per_s(max(1, self._room.servers))
+        # Nobody knows how long an overload lasts: for as long as it has been seen.
+        again_s = (self._queues.before_s(waiting) + OVER_S * self._offered.per_s(now)) / pace
+        wait_s = max(RETRY_AT_LEAST_S, min(self._lasting_s(waiting, now), again_s))
         limit_s = waiting.give_up_at - waiting.arrived
         return Overloaded(
             f"{why}; class {waiting.flow.slo_class} and deadline allow {max(limit_s, 0):.1f} s",

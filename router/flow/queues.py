@@ -22,7 +22,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from router.flow.rates import Offered
+from router.flow.rates import LateShare, Offered
 from router.flow.shares import Sharing
 from router.flow.waiting import Place, Waiting
 
@@ -30,8 +30,9 @@ from router.flow.waiting import Place, Waiting
 class _Tenant:
     """One tenant's requests of one class."""
 
-    def __init__(self, offered: Offered) -> None:
-        self.offered = offered
+    def __init__(self, now: float) -> None:
+        self.offered = Offered(now)
+        self.late = LateShare(now)
         self.work_s = {Place.ON_TIME: 0.0, Place.LATE: 0.0}
         self.length = 0
         self._lines: dict[Place, list[tuple[float, float, int, Waiting]]] = {
@@ -96,7 +97,7 @@ class FairQueues:
 
     def add(self, waiting: Waiting) -> None:
         of_class = self._class_of(waiting)
-        tenant = of_class.tenants.get(waiting.flow.tenant) or _Tenant(Offered(waiting.arrived))
+        tenant = of_class.tenants.get(waiting.flow.tenant) or _Tenant(waiting.arrived)
         tenant.offered.add(waiting.work_s, waiting.arrived)
         if not tenant.length:
             of_class.tenants.begin(waiting.flow.tenant, tenant, waiting.tenant_weight)
@@ -134,9 +135,12 @@ class FairQueues:
         assert tenant is not None, "a class waits without a tenant"
         return tenant.first()
 
-    def grant(self, waiting: Waiting) -> None:
+    def grant(self, waiting: Waiting, now: float) -> None:
         """He goes; his tenant and his class pay for his work."""
-        of_class = self._classes[waiting.flow.slo_class]
+        of_class, tenant = self._classes[waiting.flow.slo_class], self._tenant_of(waiting)
+        if now > waiting.arrived or tenant.length > 1:
+            on_time = waiting.place is Place.ON_TIME
+            tenant.late.granted(waiting.work_s, now, on_time=on_time)
         of_class.tenants.charge(waiting.flow.tenant, waiting.work_s)
         self._bands[of_class.background].charge(waiting.flow.slo_class, waiting.work_s)
         self.remove(waiting)
@@ -172,26 +176,51 @@ class FairQueues:
                 found.append(waiting)
         return found
 
-    def wait_s(self, waiting: Waiting, servers: float, spare: float, now: float) -> float:
+    def wait_s(
+        self, waiting: Waiting, servers: float, spare: float, prior_s: float, now: float
+    ) -> float:
         """How long `waiting` (in line or not yet) will wait: with so many replicas at work, `spare`
-        of them not taken by what arrives meanwhile."""
-        everything = sum(
-            of_class.work_s
-            for of_class in self._classes.values()
-            if of_class.background <= waiting.background
-        )
-        on_time, own, offered = self._own(waiting, now)
-        share = servers * self._part(waiting)
+        of them for those who are late. `prior_s`: of LateShare."""
+        tenant, own_spare = self._known(waiting), servers * self._part(waiting)
+        if tenant is not None:
+            left = tenant.late.part(prior_s) * own_spare
+            own_spare = max(left, own_spare - tenant.offered.per_s(now))
+        return self._estimate_s(waiting, servers, spare, own_spare, now)
+
+    def lasting_s(self, waiting: Waiting, servers: float, spare: float, now: float) -> float:
+        """The same, where all that arrives goes before him: `spare` of the replicas are not taken
+        by it."""
+        tenant = self._known(waiting)
+        offered = 0.0 if tenant is None else tenant.offered.per_s(now)
+        own_spare = servers * self._part(waiting) - offered
+        return self._estimate_s(waiting, servers, spare, own_spare, now)
+
+    def _estimate_s(
+        self, waiting: Waiting, servers: float, spare: float, own_spare: float, now: float
+    ) -> float:
+        """`own_spare`: of his share, what his tenant's new ones leave to him."""
+        everything, tenant = self.before_s(waiting), self._known(waiting)
+        on_time = own = 0.0
+        if tenant is not None:
+            on_time, own = tenant.work_s[Place.ON_TIME], sum(tenant.work_s.values())
         if waiting.place is not Place.LATE:
             soon = everything / servers
             if not waiting.background:
                 # Others take turns with him, so he waits for no more than his share allows.
-                soon = min(soon, on_time / share)
+                soon = min(soon, on_time / (servers * self._part(waiting)))
             if now + soon <= waiting.start_by:
                 return soon
-        if waiting.background or share <= offered:
+        if waiting.background or own_spare <= 0:
             return everything / spare
-        return min(everything / spare, own / (share - offered))
+        return min(everything / spare, own / own_spare)
+
+    def before_s(self, waiting: Waiting) -> float:
+        """Work in line that may go before him."""
+        return sum(
+            of_class.work_s
+            for of_class in self._classes.values()
+            if of_class.background <= waiting.background
+        )
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless counts and sums say what the lines hold."""
@@ -217,14 +246,9 @@ class FairQueues:
         assert tenant is not None, f"{waiting.flow} is in line and not known"
         return tenant
 
-    def _own(self, waiting: Waiting, now: float) -> tuple[float, float, float]:
-        """Of his tenant: work on time, all work in line, and work that comes in a second."""
+    def _known(self, waiting: Waiting) -> _Tenant | None:
         of_class = self._classes.get(waiting.flow.slo_class)
-        tenant = of_class and of_class.tenants.get(waiting.flow.tenant)
-        if not tenant:
-            return 0.0, 0.0, 0.0
-        work_s = tenant.work_s
-        return work_s[Place.ON_TIME], sum(work_s.values()), tenant.offered.per_s(now)
+        return None if of_class is None else of_class.tenants.get(waiting.flow.tenant)
 
     def _part(self, waiting: Waiting) -> float:
         """Of the replicas, which is his while those wait who wait now."""

@@ -36,18 +36,21 @@ class PoolRoom:
         )
 
     def backlog_s(self, unplaced_s: float, *, background: bool, itl_s: float | None) -> float:
-        prefill_s, decode_s = [], []
-        for replica in self._replicas:
-            if not replica.up:
-                continue
-            if replica.role != "decode":
-                prefill_s.append(self._placement.ways.pending_s(replica))
-            if replica.role != "prefill":
-                decode_s.append(self._full_s(replica, background))
-        split_s = min(prefill_s, default=math.inf) + min(decode_s, default=0.0)
-        begin = len(prefill_s) or len(decode_s)
-        least_s = min(split_s, self._alone_s(background, itl_s)) if split_s else 0.0
-        return least_s + unplaced_s / begin if math.isfinite(least_s) else 0.0
+        up = [replica for replica in self._replicas if replica.up]
+        prefills = [replica for replica in up if replica.role != "decode"]
+        able = [replica for replica in up if self._placement.serves(replica, "prefill")]
+        if not able:
+            return 0.0
+        pending_s = self._placement.ways.pending_s
+        if not prefills or self._placement.disaggregation == "local":
+            # Each does all of a request: to wait for others would spare nobody.
+            least_s = min(pending_s(r) + self._full_s(r, background) for r in able)
+            return least_s + unplaced_s / len(able)
+        decode_s = (self._full_s(r, background) for r in up if r.role != "prefill")
+        least_s = min(map(pending_s, prefills)) + min(decode_s, default=0.0)
+        if least_s:
+            least_s = min(least_s, self._alone_s(background, itl_s))
+        return least_s + unplaced_s / len(prefills)
 
     def _alone_s(self, background: bool, itl_s: float | None) -> float:
         """Where that is cheapest: what it costs those who decode there is waited for, too."""

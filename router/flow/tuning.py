@@ -15,6 +15,7 @@ from router.latency import LatencyModel
 from router.placement.ways import MARGIN
 from router.replica import Replica
 from workers.core.errors import KvasirError
+from workers.core.step_work import StepWork
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +55,15 @@ def decode_cap(
 def chunk_budget(
     latency: LatencyModel, replica: str, itl_s: float, num_seqs: int, kv_tokens: int, most: int
 ) -> int:
-    """Tokens of a step that decodes `num_seqs` sequences and prefills with the rest of `itl_s`."""
-    left_s = itl_s - latency.decode_s(replica, num_seqs, kv_tokens)
-    chunk = largest(
-        lambda tokens: latency.prefill_s(replica, tokens, 0) <= left_s, LEAST_CHUNK, most
-    )
-    return min(chunk + num_seqs, most)
+    """Tokens of a step that decodes `num_seqs` sequences and prefills with the rest of `itl_s`. It
+    is predicted as one step, whatever chunks the replica takes now."""
+
+    def fits(tokens: int) -> bool:
+        chunk = StepWork.chunk(tokens, 0)
+        step = chunk._replace(decode_seqs=num_seqs, decode_kv=kv_tokens)
+        return latency.step_s(replica, step) <= itl_s
+
+    return min(largest(fits, LEAST_CHUNK, most) + num_seqs, most)
 
 
 class EngineTuner:

@@ -17,7 +17,8 @@ from workers.core.step_work import MeasuredStep, StepWork
 RECENT = 32  # steps of a kind that tell how a replica differs
 LEAST_RECENT = 8
 MOST_FACTOR = 4.0  # either way
-MOST_ODD = 1000.0  # times the prediction, either way: a clock that jumped, not a speed
+MOST_ODD = 1000.0  # times the prediction, either way: a clock that jumped, not a speed;
+MOST_UNKNOWN = 1e5  # before LEAST_RECENT steps: the data sheet may be that of other hardware
 SURE = 64  # samples until which every report is learnt from at once
 WORTH = 8  # new steps that are worth a fit
 
@@ -85,8 +86,9 @@ class StepTimes:
     def _may_be(self, step: MeasuredStep) -> bool:
         if not step.work.prefill_tokens + step.work.decode_seqs or not step.seconds > 0:
             return False
+        most = MOST_ODD if len(self._samples) >= LEAST_RECENT else MOST_UNKNOWN
         odd = step.seconds / self.coefficients.step_s(step.work)
-        return 1 / MOST_ODD < odd < MOST_ODD
+        return 1 / most < odd < most
 
     def _due(self) -> bool:
         """Once a round of reports, so that it costs the same however many replicas there are."""
@@ -100,7 +102,12 @@ class StepTimes:
         self._new_steps = self._reports = 0
         work, seconds, weights = self._samples.arrays(len(self._measured))
         last = np.array(self.coefficients.values)
-        self.coefficients = Coefficients(fit(terms(work), seconds, weights, self._prior, last))
+        try:
+            found = fit(terms(work), seconds, weights, self._prior, last)
+        except np.linalg.LinAlgError:  # sizes that no numbers hold beside each other
+            return
+        if np.isfinite(found).all():
+            self.coefficients = Coefficients(found)
 
 
 def _factor(ratios: Sequence[float]) -> float:

@@ -69,6 +69,7 @@ MUTABLE_MAKERS = {"dict", "list", "set", "defaultdict", "deque", "Counter", "byt
 
 # Where everything is caught, and why. These are edges: below them nobody could catch anything.
 BROAD_EXCEPTS = {
+    "cluster/backends/ray_cluster.py": "Ray raises bare Exception where its node starts slowly",
     "workers/text.py": "the tokenizers binding raises bare Exception",
     "workers/core/waits.py": "hands a task's failure to whoever waits for it",
     "workers/decode_server.py": "edge of a call: our bug in one must not end those beside it",

@@ -137,7 +137,7 @@ def test_the_example_is_valid_and_cut_into_slices() -> None:
         ("/m", "redis://r", "bfloat16")
     }
     assert all(w.engine.threads for w in workers)
-    router = config.router_slice(model_dir=Path("/m"), redis_url="redis://r")
+    router = config.router_slice(model="/m", redis_url="redis://r")
     assert (router.served_name, router.http.port, router.grpc.port) == ("kvasir-demo", 0, 9000)
     assert (router.cluster, router.model) == (workers[0].cluster, workers[0].model)
 

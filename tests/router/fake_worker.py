@@ -23,7 +23,7 @@ from workers.decode_server import DecodeServer
 from workers.wire import common_pb2 as common
 from workers.wire import worker_pb2 as worker
 from workers.wire import worker_pb2_grpc as worker_grpc
-from workers.wire.codec import role_to_wire
+from workers.wire.codec import role_from_wire, role_to_wire
 from workers.wire.redis_keys import ReplicaRecord, pack_ids
 
 if TYPE_CHECKING:
@@ -389,6 +389,15 @@ class FakeWorker(worker_grpc.WorkerServicer):
         if live is not None:
             live.asked = True
         return worker.MoveResponse(moving=live is not None)
+
+    async def SetRole(
+        self, request: worker.SetRoleRequest, context: grpc.aio.ServicerContext
+    ) -> worker.SetRoleResponse:
+        role = role_from_wire(request.role)
+        if role is None:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no such role")
+        self.role = role
+        return worker.SetRoleResponse()
 
     async def Snapshot(
         self, request: worker.SnapshotRequest, context: grpc.aio.ServicerContext

@@ -83,9 +83,11 @@ class House:
         return [emission async for emission in self.dispatcher.run(request)]
 
 
+# Fake workers share a busy machine with the router, and a second goes by without either of them.
 LIMITS = Limits(
-    retry_attempts=4, retry_s=10.0, worker_wait_s=5.0, worker_silence_s=1.0, shutdown_s=1.0
+    retry_attempts=4, retry_s=10.0, worker_wait_s=5.0, worker_silence_s=10.0, shutdown_s=1.0
 )
+HASTY = LIMITS.model_copy(update={"worker_silence_s": 1.0})  # for those who wait for silence
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ import pytest
 from router.app import _ready
 from router.config import Limits
 from router.placement.decision import Need, Refusal
-from tests.router.fleet import house, request, until
+from tests.router.fleet import HASTY, house, request, until
 from tests.router.test_dispatch import answer, check_output
 from tests.router.test_placement import placement, replica
 from workers.core.errors import InvalidRequest, Unavailable
@@ -50,12 +50,11 @@ async def test_the_load_is_known_while_it_runs() -> None:
         inside.fleet["aggregated-1"].script.append("wait after 3")
         emissions = inside.dispatcher.run(request(num_prompt=40))
         held = inside.pool.get("aggregated-1")
-        seen = []
-        for _ in range(3):
-            await anext(emissions)
+        told = 0
+        while told < 3:  # tokens of several steps may come together
+            told += len((await anext(emissions)).tokens)
             assert len(held.assignments) == 1
-            seen.append((held.pending_tokens, held.kv_tokens))
-        assert seen == [(0, 41), (0, 42), (0, 43)]
+            assert (held.pending_tokens, held.kv_tokens) == (0, 40 + told)
         await emissions.aclose()
         await inside.fleet.quiet()
 
@@ -80,7 +79,7 @@ async def test_it_refuses_and_another_one_takes_it(word: str) -> None:
 @pytest.mark.parametrize("sent", [0, 1, 3])
 @pytest.mark.parametrize("what", ["die", "silent"])
 async def test_it_is_lost_in_mid_stream_and_the_restarted_one_goes_on(what: str, sent: int) -> None:
-    async with house("aggregated-1") as inside:
+    async with house("aggregated-1", limits=HASTY) as inside:
         one = inside.fleet["aggregated-1"]
         one.script.append(f"{what} after {sent}")
         asking = asyncio.create_task(inside.tokens(asked := request()))
@@ -89,7 +88,9 @@ async def test_it_is_lost_in_mid_stream_and_the_restarted_one_goes_on(what: str,
         await one.start()
         check_output(asked, await asking)
         first, again = one.calls
-        assert len(again.sequence.token_ids) == len(first.sequence.token_ids) + sent
+        arrived = len(again.sequence.token_ids) - len(first.sequence.token_ids)
+        # what was still under way is lost with the connection
+        assert arrived == sent if what == "silent" else 0 <= arrived <= sent
         assert again.sequence.prompt_len == first.sequence.prompt_len
         assert again.sequence.attempt > first.sequence.attempt
         await inside.fleet.quiet()

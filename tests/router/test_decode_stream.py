@@ -32,6 +32,21 @@ async def test_requests_share_a_stream_and_a_restarted_worker_gets_a_new_one() -
         await inside.fleet.quiet()
 
 
+async def test_a_stream_that_broke_leaves_no_task() -> None:
+    async with house("aggregated-1") as inside:
+        fake = inside.fleet["aggregated-1"]
+        await inside.tokens(request())
+        await inside.fleet.quiet()
+        seen = asyncio.all_tasks()  # kept: one that waits for nothing is not to be collected
+        before = len(seen)
+        for _ in range(3):
+            await fake.kill()
+            await fake.start()
+            await inside.tokens(request())
+            seen |= asyncio.all_tasks()
+        await until(lambda: sum(not task.done() for task in seen) <= before)
+
+
 async def test_an_error_keeps_its_meaning_and_ends_no_other_call() -> None:
     async with house("aggregated-1") as inside:
         fake = inside.fleet["aggregated-1"]

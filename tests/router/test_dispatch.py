@@ -10,7 +10,7 @@ import pytest
 
 from router.config import Limits
 from router.flight import Emission
-from tests.router.fleet import House, house, request, token_at, until
+from tests.router.fleet import HASTY, House, house, request, token_at, until
 from workers.core.errors import InvalidRequest, Overloaded, Unavailable
 from workers.core.request import FinishReason, Request
 
@@ -89,7 +89,7 @@ async def test_prefill_refuses_and_another_one_takes_it(word: str) -> None:
 @pytest.mark.parametrize("moment", ["before", "opened"])
 @pytest.mark.parametrize("what", ["die", "silent"])
 async def test_prefill_is_lost_and_another_one_takes_it(what: str, moment: str) -> None:
-    async with house("prefill-1", "prefill-2", "decode-1") as inside:
+    async with house("prefill-1", "prefill-2", "decode-1", limits=HASTY) as inside:
         one, two = inside.fleet["prefill-1"], inside.fleet["prefill-2"]
         one.script.append(f"{what} {moment}")
         two.state = "draining"
@@ -187,7 +187,7 @@ async def test_ticket_gone_means_prefill_again() -> None:
 @pytest.mark.parametrize("what", ["die", "silent"])
 async def test_decode_is_lost_after_it_was_admitted(what: str, sent: int) -> None:
     """Prompt and emitted tokens are prefilled again, the restarted worker goes on."""
-    async with house("prefill-1", "decode-1") as inside:
+    async with house("prefill-1", "decode-1", limits=HASTY) as inside:
         one = inside.fleet["decode-1"]
         one.script.append(f"{what} after {sent}")
         asking = asyncio.create_task(inside.tokens(asked := request()))

@@ -171,7 +171,7 @@ async def test_a_sequence_that_moves() -> None:
         old.hold_at = 20
         asked = Explained(inside, request(max_tokens=30))
         asking = asyncio.create_task(asked.run())
-        await until(lambda: any(live.position == 20 for live in old.live.values()))
+        await until(lambda: asked.trail.output_tokens == 10)
         assert asked.told().summary.outcome == "", "it is under way"
         new.state = "ready"
         await until(lambda: inside.pool.get("decode-2").up)

@@ -167,6 +167,41 @@ def test_predictions_that_are_too_short_are_seen_through() -> None:
     run_virtual(scene())
 
 
+@pytest.mark.parametrize(
+    ("count", "work_s", "every_s", "replicas"),
+    [
+        pytest.param(15, 3.0, 0.0, 1, id="one-burst"),
+        pytest.param(36, 6.0, 0.0, 4, id="no-prompt-can-be-on-time"),
+        pytest.param(30, 6.0, 5.0, 1, id="each-takes-longer-than-the-target"),
+        pytest.param(5, 10.0, 0.0, 1, id="few-of-many-seconds"),
+    ],
+)
+def test_long_prompts_that_end_within_the_longest_wait_are_all_served(
+    count: int, work_s: float, every_s: float, replicas: int
+) -> None:
+    """A target that is missed refuses nobody, and a burst is no lasting overload."""
+    scene = scene_of(replicas, standard=SloClass(ttft=5.0, max_wait=60.0))
+
+    async def arrive() -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(count):
+                group.create_task(scene.one("long", Wish(work_s)))
+                await asyncio.sleep(every_s)
+
+    seen = play(scene, arrive())["long"]
+    assert not seen.refused and len(seen.ttft) == count
+    assert 5.0 < max(seen.ttft) <= 60.0
+
+
+def test_what_cannot_be_served_within_the_longest_wait_is_refused_at_once() -> None:
+    """Of 100 prompts of 6 s four replicas serve 40 in 60 s; the others are told when to return."""
+    scene = scene_of(4, standard=SloClass(ttft=5.0, max_wait=60.0))
+    seen = play(scene, *(scene.one("long", Wish(6.0)) for _ in range(100)))["long"]
+    assert 38 <= len(seen.ttft) <= 44
+    told = [error.retry_after_s or 0.0 for error in seen.refused]
+    assert 50 < min(told) < 200 and max(told) < 1200
+
+
 def test_who_leaves_the_line_leaves_nothing() -> None:
     async def scene() -> None:
         line = Scene(SloConfig(classes={"chat": SloClass(max_wait=3600)}, default="chat"), 1)
@@ -277,7 +312,7 @@ def waiting(slo_class: str, tenant: str, *, work_s: float = 1.0, **more: Any) ->
 def granted(queues: FairQueues) -> Waiting:
     turn = queues.next(background=False)
     assert turn is not None
-    queues.grant(turn)
+    queues.grant(turn, now=0.0)
     queues.check_integrity()
     return turn
 

@@ -3,6 +3,7 @@ that is wrong, through stalls and drift, and what it may never predict."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -125,6 +126,16 @@ def test_a_worker_newer_than_the_router_is_not_refused() -> None:
     assert model.decode_s("r", 1, 100) > 0
 
 
+def test_unknown_hardware_is_learnt_however_much_faster_than_the_slowest_it_is() -> None:
+    """Prompts that a replica computes ten thousand times as fast as a small server would."""
+    model, work = FittedLatency(LLAMA_8B), StepWork.chunk(4096, 0)
+    model.placed("r", HardwareClass("x900"), 4096)
+    true_s = model.prefill_s("r", 4096, 0) / 1e4
+    for _ in range(4):
+        model.observe("r", [MeasuredStep(work, true_s)] * 4)
+    assert model.prefill_s("r", 4096, 0) == pytest.approx(true_s, rel=0.1)
+
+
 # -- what is learnt --------------------------------------------------------------------------------
 
 
@@ -241,6 +252,22 @@ def test_nonsense_is_not_measured() -> None:
     nonsense = [(StepWork(), 1.0), *((work, s) for s in (0.0, -1.0, 1e9, float("nan")))]
     model.observe("r", [MeasuredStep(*each) for each in nonsense])
     assert model.decode_s("r", 4, 400) == before
+
+
+def test_sizes_that_cannot_be_do_not_stop_the_router() -> None:
+    """Whatever one worker says of its steps, predictions stay positive numbers."""
+    for seed in range(40):
+        model, rng = FittedLatency(LLAMA_8B, H100), random.Random(seed)
+        for _ in range(20):
+            steps = []
+            for _ in range(4):
+                tokens, kv = rng.choice([0, 1, 10**4, 10**9]), rng.choice([0, 10**6, 10**15])
+                pairs, seqs = rng.choice([0, 10**8, 10**18]), rng.choice([1, 5, 10**6])
+                work = StepWork(tokens, kv, pairs, seqs, rng.choice([0, 10**7, 10**15]))
+                off = 10 ** rng.uniform(-4.9, 4.9)
+                steps.append(MeasuredStep(work, model.step_s("r", work) * off))
+            model.observe("r", steps)
+        assert 0 < model.prefill_s("r", 2000, 0) < math.inf
 
 
 # -- what may never be predicted -------------------------------------------------------------------

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.router.fleet import FakeWorker, House, house, request, until
+from router.config import Limits
+from router.flight import Emission
+from tests.router.fleet import HASTY, LIMITS, FakeWorker, House, house, request, until
 from tests.router.test_dispatch import check_output
 from workers.core.request import Request
 
@@ -23,7 +25,8 @@ class Scene:
 
     inside: House
     asked: Request
-    asking: asyncio.Task[list]
+    seen: list[Emission]
+    asking: asyncio.Task[None]
     old: FakeWorker
     new: FakeWorker
 
@@ -31,9 +34,15 @@ class Scene:
     def prefills(self) -> list:
         return self.inside.fleet["prefill-1"].calls
 
+    async def told(self, position: int) -> None:
+        """Until every token before `position` has come out of the router."""
+        num_tokens = position - self.asked.prompt_len
+        await until(lambda: sum(len(each.tokens) for each in self.seen) == num_tokens)
+
     async def end(self) -> None:
         self.old.hold_at = None
-        check_output(self.asked, await self.asking)
+        await self.asking
+        check_output(self.asked, self.seen)
         await self.inside.fleet.quiet()
 
     async def down(self, name: str) -> None:
@@ -42,21 +51,29 @@ class Scene:
 
 
 @asynccontextmanager
-async def decoding(*words: str, names: tuple[str, ...] = NAMES) -> AsyncIterator[Scene]:
+async def decoding(
+    *words: str, names: tuple[str, ...] = NAMES, limits: Limits = LIMITS
+) -> AsyncIterator[Scene]:
     """On the second to last of `names`, whose calls get `words`."""
-    async with house(*names) as inside:
+    async with house(*names, limits=limits) as inside:
         old, new = (inside.fleet[name] for name in names[-2:])
         new.state = "draining"
         await until(lambda: not inside.pool.get(names[-1]).up)
         old.hold_at = HELD
         old.script.extend(words)
-        asking = asyncio.create_task(inside.tokens(asked := request(max_tokens=30)))
-        await until(lambda: any(live.position == HELD for live in old.live.values()))
+        asked, seen = request(max_tokens=30), []
+        asking = asyncio.create_task(collect(inside, asked, seen))
+        scene = Scene(inside, asked, seen, asking, old, new)
+        await scene.told(HELD)
         new.state = "ready"
         await until(lambda: inside.pool.get(names[-1]).up)
-        scene = Scene(inside, asked, asking, old, new)
         yield scene
         await scene.end()
+
+
+async def collect(inside: House, asked: Request, seen: list[Emission]) -> None:
+    async for emission in inside.dispatcher.run(asked):
+        seen.append(emission)
 
 
 def moves(inside: House, outcome: str) -> bool:
@@ -147,7 +164,7 @@ async def test_what_is_said_while_nobody_takes_it_is_known_to_the_next_one() -> 
         old.state = "draining"
         await until(lambda: new.active == 1)
         old.hold_at = HELD + 5
-        await until(lambda: any(live.position == HELD + 5 for live in old.live.values()))
+        await scene.told(HELD + 5)
         new.script.append("ok")
         await new.kill()
         await new.start()
@@ -177,7 +194,7 @@ async def test_the_old_one_dies_while_it_is_offered(word: str) -> None:
 
 @pytest.mark.parametrize("word", ["UNAVAILABLE moved", "silent moved"])
 async def test_the_old_one_dies_when_it_has_given_everything_away(word: str) -> None:
-    async with decoding(word) as scene:
+    async with decoding(word, limits=HASTY) as scene:
         scene.old.state = "draining"
         await scene.asking
         assert len(scene.prefills) == len(scene.new.calls) == 1

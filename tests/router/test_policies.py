@@ -9,7 +9,7 @@ import pytest
 
 from router.placement.decision import Candidates, Need
 from router.placement.policies.hashing import ConsistentHash
-from router.placement.policies.kvasir import Kvasir
+from router.placement.policies.kvasir import EPOCH_S, Kvasir
 from router.placement.policies.names import POLICY_NAMES, PolicyName, make_policy
 from router.placement.policies.policy import Policy
 from tests.router.test_placement import replica
@@ -149,10 +149,24 @@ def test_ours_brings_a_conversation_home_although_its_blocks_are_gone() -> None:
 
 
 def test_ours_forgets_replicas_that_are_gone() -> None:
-    ours = Kvasir(random.Random(1), SetClock())
+    clock = SetClock()
+    ours = Kvasir(random.Random(1), clock)
     for generation in range(50):
+        clock.time_s += EPOCH_S + 1
         columns = among([0, 0], [0.0, 0.0])
         for each in columns.replicas:
             each.id = f"{each.id} {generation}"
         ours.choose(need(), columns)
-    assert len(ours._tallies) <= 4
+    assert 2 <= len(ours._tallies) <= 12
+
+
+def test_ours_remembers_whom_it_does_not_weigh_now() -> None:
+    """Of many replicas each decision weighs a few."""
+    ours = Kvasir(random.Random(1), SetClock())
+    for first in range(0, 24, 2):
+        columns = among([0, 0], [0.0, 0.0])
+        for number, each in enumerate(columns.replicas):
+            each.id = f"r{first + number}"
+        for _ in range(4):
+            ours.choose(need(), columns)
+    assert sum(tally.work_s > 1.0 for tally in ours._tallies.values()) == 24

@@ -9,7 +9,7 @@ import pytest
 from router.pool import Pool
 from router.replica import Replica, ReplicaState
 from router.worker_client import WorkerClient, WorkerFailed
-from tests.router.fleet import LIMITS, Fleet, house, until
+from tests.router.fleet import HASTY, LIMITS, Fleet, house, until
 from workers.wire import worker_pb2 as worker
 
 
@@ -51,7 +51,7 @@ async def test_down_and_up_again_with_a_new_incarnation() -> None:
 
 
 async def test_silence_is_death() -> None:
-    async with house("decode-1") as inside:
+    async with house("decode-1", limits=HASTY) as inside:
         inside.fleet["decode-1"].silent = True
         await until(lambda: not inside.pool.get("decode-1").alive)
         assert "silent" in inside.pool.get("decode-1").tell()
@@ -118,7 +118,7 @@ async def test_load_is_ours_at_once_and_theirs_by_report() -> None:
             load.waiting_tokens, load.running, load.kv_tokens = 130, 2, 300
             replica.report(load)  # 100 of these are ours: not counted twice
             assert (replica.pending_tokens, replica.num_seqs, replica.kv_tokens) == (130, 2, 300)
-            ours.pending_tokens = 40
+            ours.update(pending_tokens=40)
             assert replica.pending_tokens == 70
         assert (replica.pending_tokens, replica.num_seqs, replica.kv_tokens) == (30, 1, 180)
 

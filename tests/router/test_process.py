@@ -13,6 +13,8 @@ from router.config import Address, Limits, RouterConfig
 from tests.redis_server import free_port
 from tests.router.fleet import Fleet
 from tests.router.tiny_model import write_model
+from workers.wire import admin_pb2 as admin
+from workers.wire import admin_pb2_grpc as admin_grpc
 from workers.wire import inference_pb2 as inference
 from workers.wire import inference_pb2_grpc as inference_grpc
 
@@ -48,6 +50,30 @@ async def test_redis_that_is_not_there_is_named_without_its_password(tmp_path: P
     url = f"redis://me:secret@127.0.0.1:{port}/0"
     said = await refusal(slice_file(tmp_path, redis_url=url))
     assert f"redis://127.0.0.1:{port}/0 cannot be reached" in said and "secret" not in said
+
+
+async def test_who_records_does_not_keep_it_from_ending(tmp_path: Path) -> None:
+    fleet = Fleet()
+    await fleet.add("aggregated-1", "aggregated")
+    path = slice_file(tmp_path, replicas=tuple(fleet.records()), limits=Limits(shutdown_s=600.0))
+    process = await start(path)
+    try:
+        assert process.stdout is not None
+        line = (await process.stdout.readline()).decode()
+        address = line.split("grpc ")[1].split(",")[0]
+        async with grpc.aio.insecure_channel(address) as channel:
+            call = admin_grpc.AdminStub(channel).Record(admin.RecordRequest(salt=b"x" * 16))
+            await call.read()
+            process.send_signal(signal.SIGTERM)
+            while await call.read() is not grpc.aio.EOF:
+                pass
+            async with asyncio.timeout(60):
+                assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        await fleet.close()
 
 
 async def test_it_starts_and_ends_with_a_stream_in_flight(tmp_path: Path) -> None:

@@ -161,6 +161,18 @@ def test_who_is_gone_costs_nothing_and_silence_is_said() -> None:
     run_virtual(main())
 
 
+def test_a_router_that_goes_tells_the_rest_and_ends() -> None:
+    async def main() -> None:
+        made = new()
+        async with aclosing(await reads(made)) as batches:
+            ends(made, (1, 2, 3))
+            made.close()
+            told = [len(batch.requests) async for batch in batches]
+        assert sum(told) == 1 and not made._readers
+
+    run_virtual(main())
+
+
 def test_steps_are_told_to_those_who_ask() -> None:
     async def main() -> None:
         made = new()

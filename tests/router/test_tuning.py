@@ -8,14 +8,15 @@ from collections.abc import Sequence
 
 from router.flow.classes import SloClass, SloConfig
 from router.flow.control import IN_USE_S, FlowControl, Wish
-from router.flow.tuning import EngineTuner, Sizes
-from router.latency import HardwareClass, MeasuredTransfer
+from router.flow.tuning import EngineTuner, Sizes, chunk_budget
+from router.latency import FittedLatency, HardwareClass, MeasuredTransfer
 from router.placement.ways import MARGIN
 from router.replica import Replica, ReplicaState
 from router.worker_client import WorkerFailed
 from workers.core.clock import VirtualClock, run_virtual
 from workers.core.roles import RoleName
 from workers.core.step_work import MeasuredStep, StepWork
+from workers.models.config import read_shape
 from workers.wire import worker_pb2 as worker
 from workers.wire.redis_keys import ReplicaRecord
 
@@ -100,6 +101,20 @@ def test_a_decode_batch_fills_the_target_and_a_chunk_what_is_left_of_it() -> Non
 
 def test_who_also_prefills_keeps_half_of_each_step_for_it() -> None:
     assert sizes("aggregated", kept(0.040), running=30) == Sizes(20, 40)
+
+
+def test_a_chunk_that_has_become_small_grows_again() -> None:
+    """What a step costs before any work is paid once, by decodes and prompts together, and however
+    small the chunks are now: for these a longer prompt would pay it many times."""
+    latency, name = FittedLatency(read_shape("llama-8b"), HardwareClass("h100")), "r"
+    itl_s = 2 * latency.decode_s(name, 1, 100)  # most of which is reading weights
+    found = []
+    for chunk in (0, 16, 2048):
+        latency.placed(name, HardwareClass("h100"), chunk)
+        found.append(chunk_budget(latency, name, itl_s, 8, 8000, 2048))
+    assert found[0] == found[1] == found[2] > 100
+    step = StepWork.chunk(found[0] - 8, 0)._replace(decode_seqs=8, decode_kv=8000)
+    assert 0.95 * itl_s < latency.step_s(name, step) <= itl_s
 
 
 def test_without_a_target_that_can_be_kept_sizes_are_as_started() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 import pytest
@@ -13,7 +14,8 @@ from router.placement.placement import Disaggregation, Placement
 from router.placement.policies.cached import Soonest
 from router.placement.ways import few, price
 from router.replica import Replica
-from tests.router.fleet import house, request
+from tests.router.fleet import house, request, until
+from tests.router.test_dispatch import check_output
 from tests.router.test_placement import LLAMA_8B, replica
 from workers.wire import worker_pb2 as worker
 
@@ -110,6 +112,34 @@ def test_one_pool_goes_on_without_the_other(lonely: str) -> None:
     assert decision is not None and decision.alone and decision.replica is only
 
 
+def test_nobody_prefills_what_no_decode_replica_can_read() -> None:
+    """Two KV ABIs, as while a cluster is upgraded: each prefill replica is paired with its own."""
+    old, new = roomy("p", "prefill"), roomy("d", "decode")
+    new.kv_abi = "other"
+    alone = placement().place(need(), [old, new])
+    assert alone is not None and alone.alone
+    both = roomy("p other", "prefill")
+    both.kv_abi = "other"
+    with both.assigned(pending_tokens=2000, kv_tokens=2000):
+        for mode in ("auto", "remote"):
+            chosen = placement(mode).place(need(), [old, both, new])
+            assert chosen is not None
+            for place, way in enumerate(chosen.among.ways):
+                if way.decode is not None and not way.alone:
+                    assert way.decode.kv_abi == chosen.among.replicas[place].kv_abi
+
+
+def test_duty_of_many_replicas_is_kept_when_some_are_gone() -> None:
+    chooser = placement()
+    for generation in range(3):
+        replicas = [roomy(f"p{generation} {n}", "prefill") for n in range(40)]
+        for each in replicas:
+            chooser.ways.given(each, 1.0)
+        chooser.place(need(), replicas)
+    assert len(chooser.ways.duty) == 40
+    assert all(chooser.ways.duty.part(each.id) > 0 for each in replicas)
+
+
 def test_local_knows_no_roles_and_other_policies_no_ways() -> None:
     prefill, decode = pair()
     local = placement("local").place(need(), [prefill, decode])
@@ -154,3 +184,19 @@ async def test_without_a_prefill_worker_a_request_is_served_by_a_decode_worker()
         assert sum(len(emission.tokens) for emission in emissions) == 6
         text = inside.metrics.render().decode()
         assert 'kvasir_ways_total{way="alone on decode"} 1.0' in text
+
+
+async def test_a_ticket_that_nobody_is_left_to_redeem_is_given_up_and_all_goes_on_alone() -> None:
+    async with house("prefill-1", "decode-1", disaggregation="auto") as inside:
+        prefill = inside.fleet["prefill-1"]
+        prefill.script.append("gate computed")
+        asking = asyncio.create_task(inside.tokens(asked := request()))
+        await until(lambda: bool(prefill.tickets))
+        await inside.fleet["decode-1"].kill()
+        await until(lambda: not inside.pool.get("decode-1").up)
+        prefill.gate.set()
+        check_output(asked, await asking)
+        first, again = prefill.calls
+        assert len(again.sequence.token_ids) == len(first.sequence.token_ids) + 1
+        assert not again.HasField("ticket")
+        await inside.fleet.quiet()  # the ticket was released, too

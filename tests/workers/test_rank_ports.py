@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import product
@@ -14,6 +14,7 @@ from zlib import crc32
 
 import pytest
 import torch
+import uvloop
 
 from tests.lanes import BothEnds, until
 from workers.attention.kv_cache import KVCache, KVShape
@@ -316,3 +317,24 @@ async def test_a_copy_that_nobody_answers_for_loses_the_rank(
         sender.lost.clear()
         sender.steps[1].over()
         pair.close()
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_line_works_in_the_loop_of_tests_and_in_that_of_workers(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            theirs.settimeout(10.0)
+            line = await PortLine.over(ours, rank=1)
+            line.open({"host": HOST})
+            assert theirs.recv(1000) == b'{"host": "127.0.0.1"}\n'
+            asked = line.ask("echo", 5)
+            assert b'"echo"' in theirs.recv(1000)
+            theirs.sendall(b'{"id": 1, "is": 5}\n')
+            assert await asked.over == 5
+            line.end("over")
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(main())

@@ -17,7 +17,7 @@ import base64
 import json
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from workers.core.errors import KvasirError, TransferError, Unavailable
 from workers.core.lanes import Lane
@@ -179,8 +179,7 @@ class PortLine(asyncio.Protocol):
     # -- asyncio.Protocol ------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are not of that class
 
     def connection_lost(self, error: Exception | None) -> None:
         self.end(f"rank {self._rank} is gone")

@@ -427,3 +427,17 @@ class RecordedStep(_message.Message):
     kv_abi: str
     step: _worker_pb2.StepReport
     def __init__(self, reported: _Optional[float] = ..., replica: _Optional[str] = ..., role: _Optional[_Union[_common_pb2.Role, str]] = ..., hardware: _Optional[str] = ..., tensor_ranks: _Optional[int] = ..., expert_ranks: _Optional[int] = ..., kv_abi: _Optional[str] = ..., step: _Optional[_Union[_worker_pb2.StepReport, _Mapping]] = ...) -> None: ...
+
+class SetReplicaRoleRequest(_message.Message):
+    __slots__ = ("replica", "role")
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    replica: str
+    role: _common_pb2.Role
+    def __init__(self, replica: _Optional[str] = ..., role: _Optional[_Union[_common_pb2.Role, str]] = ...) -> None: ...
+
+class SetReplicaRoleResponse(_message.Message):
+    __slots__ = ("was",)
+    WAS_FIELD_NUMBER: _ClassVar[int]
+    was: _common_pb2.Role
+    def __init__(self, was: _Optional[_Union[_common_pb2.Role, str]] = ...) -> None: ...

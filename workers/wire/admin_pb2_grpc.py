@@ -70,6 +70,11 @@ class AdminStub:
                 request_serializer=workers_dot_wire_dot_admin__pb2.RecordRequest.SerializeToString,
                 response_deserializer=workers_dot_wire_dot_admin__pb2.RecordedBatch.FromString,
                 _registered_method=True)
+        self.SetRole = channel.unary_unary(
+                '/kvasir.v1.Admin/SetRole',
+                request_serializer=workers_dot_wire_dot_admin__pb2.SetReplicaRoleRequest.SerializeToString,
+                response_deserializer=workers_dot_wire_dot_admin__pb2.SetReplicaRoleResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -121,6 +126,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetRole(self, request, context):
+        """Answers when the replica reports its new role. NOT_FOUND: no such replica.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -158,6 +170,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Record,
                     request_deserializer=workers_dot_wire_dot_admin__pb2.RecordRequest.FromString,
                     response_serializer=workers_dot_wire_dot_admin__pb2.RecordedBatch.SerializeToString,
+            ),
+            'SetRole': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRole,
+                    request_deserializer=workers_dot_wire_dot_admin__pb2.SetReplicaRoleRequest.FromString,
+                    response_serializer=workers_dot_wire_dot_admin__pb2.SetReplicaRoleResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -349,6 +366,33 @@ class Admin:
             '/kvasir.v1.Admin/Record',
             workers_dot_wire_dot_admin__pb2.RecordRequest.SerializeToString,
             workers_dot_wire_dot_admin__pb2.RecordedBatch.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRole(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvasir.v1.Admin/SetRole',
+            workers_dot_wire_dot_admin__pb2.SetReplicaRoleRequest.SerializeToString,
+            workers_dot_wire_dot_admin__pb2.SetReplicaRoleResponse.FromString,
             options,
             channel_credentials,
             insecure,

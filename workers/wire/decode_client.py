@@ -156,7 +156,7 @@ class _Line:
         self.broken = False
         self.calls: dict[int, DecodeStream] = {}
         self._numbers = itertools.count(1)
-        self._up: asyncio.Queue[worker.DecodeCall] = asyncio.Queue()
+        self._up: asyncio.Queue[worker.DecodeCall | None] = asyncio.Queue()  # None: no more
         self._rpc = open_stream(self._requests())
         self.reading = asyncio.create_task(self._read(), name="decode stream")
 
@@ -171,8 +171,8 @@ class _Line:
         self._up.put_nowait(worker.DecodeCall(call=number, cancel=worker.DecodeCancel()))
 
     async def _requests(self) -> AsyncIterator[worker.DecodeCall]:
-        while True:
-            yield await self._up.get()
+        while (message := await self._up.get()) is not None:
+            yield message
 
     async def _read(self) -> None:
         why = "the worker ended the stream"
@@ -191,5 +191,6 @@ class _Line:
         finally:
             self.broken = True
             self._rpc.cancel()
+            self._up.put_nowait(None)  # grpc would wait for more of a stream that is over
             for stream in list(self.calls.values()):
                 stream.over(self.error_of(Code.UNAVAILABLE, why))

@@ -52,7 +52,7 @@ def read_model(model: str) -> ModelConfig:
 def fleet_plan(config: ClusterConfig, model: ModelConfig, options: Options) -> FleetPlan:
     """Raises ConfigError where the model does not fit into a pool's replicas."""
     replicas = [
-        ReplicaPlan(f"{pool.name}-{place}", pool.name, pool.role, sizes)
+        ReplicaPlan(f"{pool.name}-{place}", pool.name, pool.first_role, sizes)
         for pool in config.pools
         if pool.replicas
         for sizes in [_sizes(config, pool, model)]

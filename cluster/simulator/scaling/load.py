@@ -43,7 +43,9 @@ class Curve:
         """A CSV with window_start_s and rps. Raises ConfigError."""
         try:
             with path.open(encoding="utf-8", newline="") as lines:
-                rows = [(float(r["window_start_s"]), float(r["rps"])) for r in csv.DictReader(lines)]
+                rows = [
+                    (float(r["window_start_s"]), float(r["rps"])) for r in csv.DictReader(lines)
+                ]
         except (OSError, KeyError, ValueError) as error:
             raise ConfigError(f"{path} is no rate curve: {error}") from None
         if len(rows) < 2:

@@ -201,8 +201,8 @@ class Twin:
         self._begun = self._begun[len(ready) :]
         for over, each in self.decode.until(end, ready):
             gone.append(self._ended(over, each))
-        for each in self.prefill.refused:
-            gone.append(Ended(each.at_s, end, math.inf, None, each.shape, False))
+        for refused in self.prefill.refused:
+            gone.append(Ended(refused.at_s, end, math.inf, None, refused.shape, False))
         self.prefill.refused.clear()
         return came, gone
 
@@ -213,5 +213,3 @@ class Twin:
         itl_s = (over - each.first_at) / more if more > 0 else None
         good = ttft_s <= promise.ttft_s and (itl_s is None or itl_s <= promise.itl_s)
         return Ended(request.at_s, over, ttft_s, itl_s, request.shape, good)
-
-

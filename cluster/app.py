@@ -1,0 +1,226 @@
+"""The cluster as Ray Serve applications: a router, and one deployment for each pool.
+
+Serve owns the life of replicas: where they are, how many, and that the dead are replaced. It sees
+no request: each replica has a gRPC server of its own on an event loop of its own, registers in
+Redis, and drains when Serve awaits its destructor. That has `graceful_shutdown_timeout_s` for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from concurrent.futures import Future
+from typing import Any
+
+import ray.util
+from pydantic import BaseModel
+from ray import serve
+from ray.serve import Application
+
+from cluster.admin_client import AdminClient
+from cluster.backends.own_loop import OwnLoop
+from cluster.backends.ray_ranks import RayLauncher
+from cluster.model_source import resolve_model
+from router.app import Ports
+from router.app import serve as serve_router
+from router.config import RouterConfig
+from workers.allocator import keep_freed_memory
+from workers.config import WorkerConfig
+from workers.core.errors import Unavailable
+from workers.launch import Departure, load_model, run_worker
+from workers.runner.model_runner import ModelRunner
+from workers.worker import Worker
+
+HEALTH_EVERY_S = 2.0
+HEALTH_TIMEOUT_S = 10.0
+BEAT_S = 5.0  # for the other event loop to have its turn
+MARGIN_S = 10.0  # beside the drain: the last words, and a forward that cannot be stopped
+STARTS = 3  # failures before Serve gives a deployment up
+LOOK_S = 0.1  # how often Serve looks whether a replica has ended what it never knew of
+
+
+class PoolArgs(BaseModel):
+    """Everything that makes a new version of its replicas, and nothing else: bounds are applied
+    to those that run. `cpus` and `gpus` are those of one rank; `host` None: each node's own."""
+
+    worker: WorkerConfig
+    cpus: float
+    gpus: float
+    host: str | None
+    stamp: str  # of the checkpoint: new weights in the same place are a new version
+
+
+class PoolsArgs(BaseModel):
+    pools: list[PoolArgs]
+
+
+class RouterArgs(BaseModel):
+    """`stamp`: of what the router reads of the model."""
+
+    router: RouterConfig
+    cpus: float
+    stamp: str
+
+
+def pools(args: dict[str, Any]) -> Application:
+    """PoolsArgs. The first pool stands for all: an application is what hangs together."""
+    first, *others = PoolsArgs.model_validate(args).pools
+    return _pool(first, *(_pool(other) for other in others))
+
+
+def router(arguments: dict[str, Any]) -> Application:
+    """RouterArgs."""
+    args = RouterArgs.model_validate(arguments)
+    deployment = RouterReplica.options(  # type: ignore[attr-defined]
+        name="router",
+        num_replicas=1,
+        max_replicas_per_node=1,  # its ports are fixed
+        ray_actor_options={"num_cpus": args.cpus},
+        graceful_shutdown_timeout_s=args.router.limits.shutdown_s + MARGIN_S,
+    )
+    return deployment.bind(args.router.model_dump_json())
+
+
+def _pool(args: PoolArgs, *others: Application) -> Application:
+    config = args.worker
+    ranks = max(config.engine.tensor_parallel, config.engine.expert_parallel)
+    options: dict[str, Any] = {
+        "name": config.pool,
+        "ray_actor_options": {"num_cpus": args.cpus, "num_gpus": args.gpus},
+        "graceful_shutdown_timeout_s": config.grace_s + MARGIN_S,
+    }
+    if ranks > 1:
+        bundle = {"CPU": args.cpus} | ({"GPU": args.gpus} if args.gpus else {})
+        options["placement_group_bundles"] = [bundle] * ranks
+        options["placement_group_strategy"] = "PACK"
+    deployment = WorkerReplica.options(**options)  # type: ignore[attr-defined]
+    return deployment.bind(config.model_dump_json(), args.host, args.cpus, *others)
+
+
+@serve.deployment(
+    health_check_period_s=HEALTH_EVERY_S,
+    health_check_timeout_s=HEALTH_TIMEOUT_S,
+    graceful_shutdown_wait_loop_s=LOOK_S,
+    max_constructor_retry_count=STARTS,
+)
+class WorkerReplica:
+    """One replica; a lost rank is its end."""
+
+    async def __init__(  # type: ignore[misc]
+        self, config: str, host: str | None, cpus: float, *others: object
+    ) -> None:
+        """`others`: handles, which hold the application together and are not used."""
+        _log_to_stderr()
+        keep_freed_memory()
+        told = WorkerConfig.model_validate_json(config)
+        name = serve.get_replica_context().replica_id.unique_id
+        self._config = told.model_copy(
+            update={
+                "replica": f"{told.pool}-{name}",
+                "model": str(resolve_model(told.model)),
+                "host": host or ray.util.get_node_ip_address(),
+            }
+        )
+        ranks = max(told.engine.tensor_parallel, told.engine.expert_parallel)
+        self._launcher = RayLauncher(cpus=cpus) if ranks > 1 else None
+        self._worker: Future[Worker] = Future()
+        self._departure: Departure | None = None
+        self._own = OwnLoop("kvasir-worker")
+        self._life = self._own.run(self._live())
+        await _first_of(self._worker, self._life)
+
+    async def _live(self) -> None:
+        self._departure = Departure()
+        await run_worker(
+            self._config,
+            self._load,
+            departure=self._departure,
+            serving=self._worker.set_result,
+        )
+
+    def _load(self, config: WorkerConfig) -> ModelRunner:
+        return load_model(config, self._launcher)
+
+    async def check_health(self) -> None:
+        """Raises where it is of no more use: ended, hung in a step, or its loop is blocked."""
+        _check_alive(self._life)
+        if not await self._own.beats(BEAT_S):
+            raise Unavailable(f"{self._config.replica}: nothing moves")
+        if self._worker.result().hung.is_set():
+            raise Unavailable(f"{self._config.replica}: a step does not end")
+
+    async def __del__(self) -> None:
+        """Serve awaits it, as long as the drain may take."""
+        self._own.run(self._depart())
+        await asyncio.wait([asyncio.wrap_future(self._life)])
+
+    async def _depart(self) -> None:
+        if self._departure is not None:
+            self._departure.ask()
+
+
+@serve.deployment(
+    health_check_period_s=HEALTH_EVERY_S,
+    health_check_timeout_s=HEALTH_TIMEOUT_S,
+    graceful_shutdown_wait_loop_s=LOOK_S,
+    max_constructor_retry_count=STARTS,
+)
+class RouterReplica:
+    """The router with its three ports."""
+
+    async def __init__(self, config: str) -> None:  # type: ignore[misc]
+        _log_to_stderr()
+        told = RouterConfig.model_validate_json(config)
+        self._config = told.model_copy(update={"model": str(resolve_model(told.model))})
+        self._ports: Future[Ports] = Future()
+        self._stop: asyncio.Event | None = None
+        self._own = OwnLoop("kvasir-router")
+        self._life = self._own.run(self._live())
+        await _first_of(self._ports, self._life)
+
+    async def _live(self) -> None:
+        self._stop = asyncio.Event()
+        await serve_router(self._config, self._stop, self._ports.set_result)
+
+    async def reconfigure(self, told: dict[str, Any]) -> None:
+        """`slo`: the service classes from now on, as JSON."""
+        await asyncio.to_thread(_set_slo, str(self._ports.result().grpc), told["slo"])
+
+    async def check_health(self) -> None:
+        _check_alive(self._life)
+        if not await self._own.beats(BEAT_S):
+            raise Unavailable("the router: nothing moves")
+
+    async def __del__(self) -> None:
+        self._own.run(self._end())
+        await asyncio.wait([asyncio.wrap_future(self._life)])
+
+    async def _end(self) -> None:
+        if self._stop is not None:
+            self._stop.set()
+
+
+async def _first_of(ready: Future[Any], life: Future[None]) -> None:
+    """Until it is ready. Raises what ended it before."""
+    waits = [asyncio.wrap_future(ready), asyncio.wrap_future(life)]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    if not ready.done():
+        _check_alive(life)
+
+
+def _check_alive(life: Future[None]) -> None:
+    if life.done():
+        life.result()
+        raise Unavailable("it has left")
+
+
+def _set_slo(router: str, slo: str) -> None:
+    with AdminClient(router) as client:
+        client.set_slo(slo)
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s"
+    )

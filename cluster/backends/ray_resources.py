@@ -1,0 +1,97 @@
+"""Whether a Ray cluster can hold what the config asks for; asked before anybody waits for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from cluster.config import ClusterConfig, PoolConfig
+from workers.core.errors import ConfigError
+
+ROUTER_CPUS = 1.0
+Resources = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """`count` ranks of `who`, each with so much; `ranks` of them are a replica."""
+
+    who: str
+    count: int
+    cpus: float
+    gpus: float
+    ranks: int = 1
+
+    def __str__(self) -> str:
+        gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
+        return f"{self.who}: {self.count} x {self.cpus:g} CPU{gpus}"
+
+
+def rank_cpus(config: ClusterConfig, pool: PoolConfig) -> float:
+    if pool.num_cpus is not None:
+        return pool.num_cpus
+    return float(config.engine.threads or 1)
+
+
+def rank_gpus(config: ClusterConfig, pool: PoolConfig) -> float:
+    if pool.num_gpus is not None:
+        return pool.num_gpus
+    return 0.0 if (pool.hardware or config.hardware) == "cpu" else 1.0
+
+
+def asks(config: ClusterConfig) -> list[Ask]:
+    """What starts at once; what pools may grow by is not asked for."""
+    ranks = [
+        Ask(
+            pool.name,
+            pool.replicas * config.layout(pool).world,
+            rank_cpus(config, pool),
+            rank_gpus(config, pool),
+            config.layout(pool).world,
+        )
+        for pool in config.pools
+        if pool.replicas
+    ]
+    return [Ask("router", 1, ROUTER_CPUS, 0.0), *ranks]
+
+
+def unplaced(wanted: Iterable[Ask], nodes: Iterable[Resources]) -> dict[str, int]:
+    """Ranks that find no node, by who asks; the largest are placed first."""
+    left = [dict(node) for node in nodes]
+    missing: dict[str, int] = {}
+    for ask in sorted(wanted, key=lambda ask: (ask.gpus, ask.cpus), reverse=True):
+        for _ in range(ask.count):
+            needs = {"CPU": ask.cpus, "GPU": ask.gpus}
+            node = next((n for n in left if _holds(n, needs)), None)
+            if node is None:
+                missing[ask.who] = missing.get(ask.who, 0) + 1
+            else:
+                for name, amount in needs.items():
+                    node[name] = node.get(name, 0.0) - amount
+    return missing
+
+
+def check_resources(wanted: Sequence[Ask], nodes: Sequence[Resources]) -> None:
+    """Raises ConfigError that says what is asked, what there is, and what would fit."""
+    missing = unplaced(wanted, nodes)
+    if not missing:
+        return
+    fits = [
+        f"{ask.who} {ask.count - missing.get(ask.who, 0)} of {ask.count}"
+        for ask in wanted
+        if ask.who in missing
+    ]
+    raise ConfigError(
+        f"the Ray cluster is too small: asked are {'; '.join(map(str, wanted))}; it has "
+        f"{_total(nodes, 'CPU'):g} CPU and {_total(nodes, 'GPU'):g} GPU on {len(nodes)} nodes "
+        f"(ranks that fit: {', '.join(fits)}). Set `replicas`, `num_cpus` or `num_gpus` of the "
+        "pools, or add nodes"
+    )
+
+
+def _holds(node: Resources, needs: Resources) -> bool:
+    return all(node.get(name, 0.0) >= amount for name, amount in needs.items())
+
+
+def _total(nodes: Iterable[Resources], name: str) -> float:
+    return sum(node.get(name, 0.0) for node in nodes)

@@ -1,0 +1,50 @@
+"""Ray Serve's application-level autoscaling policy: what the planner wants, bounded by Serve.
+
+Serve calls it in its controller many times a second, so it never waits: a thread reads the plan.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+from cluster.redis_server import read_plan
+
+READ_EVERY_S = 0.5
+
+
+class PlanPolicy:
+    """Called with {deployment id: its context}; deployments are named as their pools. Without a
+    plan, or a word of it about a pool, that stays as it is."""
+
+    def __init__(self, redis_url: str, cluster: str) -> None:
+        self.wanted: Mapping[str, int] = {}
+        threading.Thread(
+            target=_follow, args=(weakref.ref(self), redis_url, cluster), daemon=True
+        ).start()
+
+    def __call__(self, contexts: Mapping[Any, Any]) -> tuple[dict[Any, int], dict[Any, Any]]:
+        """{deployment id: replicas}, and no state of our own."""
+        targets = {
+            deployment: self.wanted.get(deployment.name, context.target_num_replicas)
+            for deployment, context in contexts.items()
+        }
+        return targets, {}
+
+
+def _follow(policy_of: weakref.ref[PlanPolicy], redis_url: str, cluster: str) -> None:
+    """Ends when the policy is gone: Serve makes a new one with each config."""
+    asyncio.run(_read(policy_of, redis_url, cluster))
+
+
+async def _read(policy_of: weakref.ref[PlanPolicy], redis_url: str, cluster: str) -> None:
+    while policy_of() is not None:
+        plan = await read_plan(redis_url, cluster)
+        policy = policy_of()
+        if plan is not None and policy is not None:
+            policy.wanted = plan.pools
+        del policy
+        await asyncio.sleep(READ_EVERY_S)

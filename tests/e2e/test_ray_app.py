@@ -1,0 +1,102 @@
+"""The cluster on a real local Ray, while replicas come, go, flip and die: no request is lost, and
+every answer has the tokens of an undisturbed run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import Iterator
+
+import pytest
+from openai import AsyncOpenAI
+
+from load_tests.chaos_work import Work, same_tokens, works
+from tests.cluster.processes import gone
+from tests.e2e.ray_serving import RayServing, answers, ray_serve, under_load
+from tests.e2e.serving import kvasir
+from workers.wire import common_pb2 as common
+
+POOLS = [
+    {"name": "prefill", "role": "prefill", "replicas": 1, "min": 1, "max": 2},
+    {"name": "decode", "role": "decode", "replicas": 1, "min": 1, "max": 2},
+    {"name": "flex", "role": "flex", "starts_as": "decode"},
+]
+KINDS = 8
+MORE = 4  # answers that must come after a fault
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayServing]:
+    with ray_serve(tmp_path_factory.mktemp("ray"), POOLS) as serving:
+        yield serving
+
+
+@pytest.fixture(scope="module")
+def work(cluster: RayServing) -> list[Work]:
+    asked = works(random.Random(3))[:KINDS]
+    return asyncio.run(same_tokens(cluster.grpc, cluster.model, asked))
+
+
+async def test_the_openai_client_streams(cluster: RayServing) -> None:
+    async with AsyncOpenAI(base_url=f"{cluster.url}/v1", api_key="none", max_retries=0) as client:
+        stream = await client.chat.completions.create(
+            model=cluster.model,
+            messages=[{"role": "user", "content": "What is the capital of France?"}],
+            stream=True,
+            temperature=0.0,
+        )
+        parts = [chunk.choices[0].delta.content or "" async for chunk in stream]
+    assert "Paris" in "".join(parts) and len(parts) > 2
+
+
+@pytest.mark.parametrize("pool", ["decode", "prefill"])
+async def test_a_plan_scales_a_pool_up_and_down_under_load(
+    cluster: RayServing, work: list[Work], pool: str
+) -> None:
+    async with under_load(cluster, work) as load:
+        await cluster.plan(**{pool: 2})
+        await cluster.sizes(**{pool: 2})
+        await answers(load, MORE)
+        await cluster.plan(**{pool: 1})
+        await cluster.sizes(**{pool: 1})
+        await answers(load, MORE)
+
+
+async def test_a_flex_replica_flips_to_prefill_and_back_under_load(
+    cluster: RayServing, work: list[Work]
+) -> None:
+    (name,) = [name for name in cluster.roles() if name.startswith("flex-")]
+    pid = cluster.replica("flex")
+    async with under_load(cluster, work) as load:
+        for role, wire in (("prefill", common.ROLE_PREFILL), ("decode", common.ROLE_DECODE)):
+            told = await asyncio.to_thread(kvasir, "flip", name, role, f"--router={cluster.grpc}")
+            assert role in told
+            assert cluster.roles()[name] == wire, "placement knows it when the command returns"
+            await answers(load, MORE)
+    assert cluster.replica("flex") == pid, "the same process, with the weights it had"
+
+
+@pytest.mark.parametrize(
+    "titles",
+    [[":decode"], [":prefill"], [":decode", ":flex"], ["ServeController"]],
+    ids=["decode", "prefill", "all that decode", "controller"],
+)
+async def test_killed_processes_cost_no_request(
+    cluster: RayServing, work: list[Work], titles: list[str]
+) -> None:
+    async with under_load(cluster, work) as load:
+        await answers(load, 1)
+        killed = [pid for title in titles for pid in cluster.titled(title)]
+        assert len(killed) == len(titles)
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        await gone(*killed)
+        await answers(load, MORE)
+        while not all(cluster.titled(title) for title in titles):
+            await asyncio.sleep(0.1)
+        await cluster.sizes(prefill=1, decode=1, flex=1)
+    await cluster.idle()
