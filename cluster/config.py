@@ -87,7 +87,7 @@ class PoolConfig(_Section):
     the hardware is a CPU."""
 
     name: str = Field(pattern=NAME)
-    role: RoleName | Literal["flex"]
+    role: Literal[RoleName, "flex"]
     starts_as: RoleName = "decode"
     replicas: NonNegativeInt = 1
     min: NonNegativeInt | None = None

@@ -3,7 +3,7 @@
     python load_tests/planner_table.py CURVES [--part tune|report|sine|constant] [--cold 60,200,300]
 
 CURVES is a folder with ServeGen's rate curves (servegen_rate_curve_*.csv). Everything runs in the
-twin of cluster/simulator/scaling; `--fleet` plays parts of it in the whole-cluster simulator.
+twin of cluster/simulator/scaling.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from cluster.config import ClusterConfig, Overrides, example_config, load_config
 from cluster.model_source import resolve_model
@@ -36,16 +36,16 @@ def write(folder: Path, text: str) -> Path:
             "model: demo\npools:\n- name: a\n  role: prefill\n- name: b\n  replcas: 2\n"
             "  role: decode\n",
             6,
-            "unknown key 'pools.1.replcas'; known here: name, role, replicas",
+            "unknown key 'pools.1.replcas'; known here: name, role, starts_as, replicas",
         ),
         ("model: demo\nengine: {kv_tokens: many}\n", 2, "engine.kv_tokens: input should be a va"),
         ("model: demo\nengine:\n  kv_tokens: -1\n", 3, "engine.kv_tokens: input should be great"),
         ("model: 7\n", 1, "model: input should be a valid string (got 7)"),
         ("engine: {}\n", 1, "model is missing"),
         (
-            "model: demo\npools:\n- {name: a, role: flex}\n",
+            "model: demo\npools:\n- {name: a, role: other}\n",
             3,
-            "'decode' or 'aggregated' (got 'flex')",
+            "'aggregated' or 'flex' (got 'other')",
         ),
         ("model: demo\nrouter:\n  http: here\n", 3, "router.http: expected host:port"),
         ("model: demo\nrouter:\n  http: 99999\n", 3, "router.http.port: input should be less"),
@@ -265,3 +265,27 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from keys(inner, f"{prefix}{name}{many}.")
         else:
             yield f"{prefix}{name}"
+
+
+FLEX = {"name": "flex", "role": "flex", "replicas": 2, "starts_as": "prefill"}
+
+
+def test_replicas_of_a_flex_pool_begin_in_the_role_that_is_given(tmp_path: Path) -> None:
+    config = ClusterConfig.model_validate({"model": "demo", "pools": [FLEX]})
+    slices = config.worker_slices(model_dir=tmp_path, redis_url="redis://r", ports=[1, 2])
+    assert [(each.replica, each.role) for each in slices] == [
+        ("flex-0", "prefill"),
+        ("flex-1", "prefill"),
+    ]
+
+
+def test_one_flex_replica_cannot_have_both_roles() -> None:
+    with pytest.raises(ValidationError, match="no pool has a prefill or a decode replica"):
+        ClusterConfig.model_validate({"model": "demo", "pools": [FLEX | {"replicas": 1}]})
+
+
+@pytest.mark.parametrize(("least", "most"), [(3, 5), (0, 1), (4, 1)])
+def test_bounds_that_contradict_the_size_are_refused(least: int, most: int) -> None:
+    pool = FLEX | {"min": least, "max": most}
+    with pytest.raises(ValidationError, match=f"pool flex: min {least}, replicas 2 and max {most}"):
+        ClusterConfig.model_validate({"model": "demo", "pools": [pool]})

@@ -14,7 +14,7 @@ from workers.core.events import EventKind
 from workers.core.hashing import block_ids
 from workers.event_log import EventPublisher
 from workers.registry import Registry
-from workers.wire.redis_keys import ReplicaRecord, events_key, replica_key, unpack_events
+from workers.wire.redis_keys import RENEW_S, ReplicaRecord, events_key, replica_key, unpack_events
 
 IDS = block_ids(range(64), b"", 4)
 RECORD = ReplicaRecord(
@@ -139,3 +139,19 @@ async def test_the_others_of_the_cluster_are_known_while_redis_says_so() -> None
             assert await registry.peers() is None
             server.start()
             await registry.leave()
+
+
+async def test_a_new_role_is_registered_without_waiting_for_the_next_renewal() -> None:
+    with redis_server() as server:
+        registry = Registry(server.url, "k", RECORD, EventPublisher(BlockPool(16, 4)))
+        client = redis.Redis.from_url(server.url)
+        running = asyncio.create_task(registry.run())
+        await until(client, lambda lease: lease is not None)
+        registry.set_role("prefill")
+        async with asyncio.timeout(RENEW_S / 2):
+            await until(client, lambda lease: b'"role":"prefill"' in lease)  # type: ignore[operator]
+        running.cancel()
+        await asyncio.wait({running})
+        await registry.leave()
+        assert await client.get(replica_key("k", "decode-0")) is None
+        await client.aclose()
