@@ -53,7 +53,7 @@ async def test_the_openai_client_streams(cluster: RayServing) -> None:
     assert "Paris" in "".join(parts) and len(parts) > 2
 
 
-@pytest.mark.parametrize("pool", ["decode", "prefill"])
+@pytest.mark.parametrize("pool", ["decode", pytest.param("prefill", marks=pytest.mark.slow)])
 async def test_a_plan_scales_a_pool_up_and_down_under_load(
     cluster: RayServing, work: list[Work], pool: str
 ) -> None:
@@ -82,8 +82,12 @@ async def test_a_flex_replica_flips_to_prefill_and_back_under_load(
 
 @pytest.mark.parametrize(
     "titles",
-    [[":decode"], [":prefill"], [":decode", ":flex"], ["ServeController"]],
-    ids=["decode", "prefill", "all that decode", "controller"],
+    [
+        pytest.param([":decode"], id="decode"),
+        pytest.param([":prefill"], id="prefill", marks=pytest.mark.slow),
+        pytest.param([":decode", ":flex"], id="all that decode", marks=pytest.mark.slow),
+        pytest.param(["ServeController"], id="controller"),
+    ],
 )
 async def test_killed_processes_cost_no_request(
     cluster: RayServing, work: list[Work], titles: list[str]
