@@ -99,13 +99,14 @@ class EngineTuner:
 
     def sizes(self, replica: Replica) -> Sizes:
         """What keeps the target on this replica. As it was started where there is none to keep: it
-        only prefills, or not even one sequence alone would be in time."""
+        prefills and nobody stayed, or not even one sequence alone would be in time."""
         load = replica.load
         most = Sizes(load.max_seqs, load.most_step_tokens)
         itl_s = self._itl_s()
         if itl_s is not None:
             itl_s *= 1 - MARGIN
-        if itl_s is None or replica.role == "prefill":
+        prefills = replica.role == "prefill"
+        if itl_s is None or (prefills and not replica.decoding):
             return most
         latency, name = self._latency, replica.id
         seqs, tokens = replica.num_seqs, replica.kv_tokens
@@ -114,6 +115,8 @@ class EngineTuner:
         if latency.decode_s(name, 1, context) > decode_itl_s:
             return most
         cap = decode_cap(latency, name, decode_itl_s, context, most.max_seqs)
+        if prefills:  # sequences that stay with it are few, and prompts need places as well
+            seqs, cap = replica.decoding, most.max_seqs
         count = min(seqs, cap)
         budget = chunk_budget(latency, name, itl_s, count, count * context, most.step_tokens)
         return Sizes(cap, budget)

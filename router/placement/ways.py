@@ -82,14 +82,17 @@ class Ways:
         return pending * token_s
 
     def burden_s(self, replica: Replica, targets: Targets) -> float:
-        """What a prompt of QUEUED tokens would cost there, alone, beyond its own work; nobody is
-        disturbed where nobody decodes."""
-        if not replica.decoding:
+        """What a prompt of QUEUED tokens would cost there, alone, beyond its own work: waiting, and
+        how late it makes who decodes there. Slower within the target is no reason to wait."""
+        seqs = replica.decoding
+        if not seqs:
             return self.pending_s(replica)
         need = Need("prefill", QUEUED, {}, targets=targets)
         bare_s = self._latency.prefill_s(replica.id, QUEUED, 0)
         wait_s, work_s = self.alone_s(need, replica, 0)
-        return wait_s + work_s - bare_s + self.alone(need, replica, work_s).after_s
+        _, itl_s = self._steps(replica, seqs + 1, replica.decoding_kv + QUEUED, work_s)
+        late_s = max(0.0, itl_s - (1 - MARGIN) * targets.others_itl_s)
+        return wait_s + work_s - bare_s + (seqs + 1) * TOKENS * late_s
 
     def given(self, replica: Replica, work_s: float) -> None:
         """It was chosen."""
