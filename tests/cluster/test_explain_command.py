@@ -42,6 +42,7 @@ TOLD = admin.Explanation(
             at_s=0.03,
             phase="decode",
             replica="decode-1",
+            taken=1,
             candidates=[
                 admin.Candidate(
                     replica="decode-0", wait_s=0.001, transfer_s=0.002, work_s=0.003, cost_s=0.006
