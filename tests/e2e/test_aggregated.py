@@ -60,7 +60,7 @@ async def test_it_answers_one_and_many_and_says_what_it_cached(
 
 async def test_status_shows_the_pool(alone: Serving, client: AsyncOpenAI) -> None:
     status = kvasir("status", f"--router={alone.grpc}")
-    assert "aggregated-0" in status and "prefill" not in status
+    assert "aggregated-0" in status and "prefill-0" not in status
 
 
 async def test_a_new_target_in_the_file_changes_the_workers_sizes(alone: Serving) -> None:
