@@ -114,12 +114,13 @@ def kvasir_serve(
     folder: Path, *arguments: str, workers: int = 2, changes: Mapping[str, Any] | None = None
 ) -> Iterator[Serving]:
     """The example config with `arguments`, which make it so many `workers`, and with a router that
-    waits long for a worker: restarts are slow on a busy machine. `changes`: sections of the config
-    in which keys are set anew.
+    waits long for a worker, as restarts are slow on a busy machine, and leaves no request to one
+    worker alone. `changes`: sections of the config in which keys are set anew.
 
     Runs until the block ends; its progress and its processes' logs stay in `folder`."""
     config = yaml.safe_load(example_config().read_text())
     config["router"]["limits"] = {"worker_wait_s": PATIENCE_S, "retry_s": PATIENCE_S}
+    config["router"]["disaggregation"] = "remote"  # each request is handed over
     for section, keys in (changes or {}).items():
         config.setdefault(section, {}).update(keys)
     path = folder / "cluster.yaml"
