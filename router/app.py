@@ -33,7 +33,8 @@ from router.index.fsck import Fsck
 from router.index.measures import IndexMeasures
 from router.index.redis_log import RedisLog
 from router.index.redis_reader import RedisReader
-from router.latency import FittedLatency, HardwareClass, LatencyModel, MeasuredTransfer
+from router.latency import FittedLatency
+from router.latency.feed import LatencyFeed
 from router.latency.measures import LatencyMeasures
 from router.metrics import CONTENT_TYPE, RouterMetrics
 from router.placement.placement import Placement
@@ -42,7 +43,6 @@ from router.pool import Pool, PoolListener
 from router.rebalance import rebalance
 from router.recording import Recording
 from router.registry_reader import RegistryReader
-from router.replica import Replica
 from router.service import AdminService, GrpcServer, InferenceService, port_taken
 from router.sharing.blocks import ToldIndex
 from router.sharing.channel import Channel
@@ -51,8 +51,6 @@ from router.token_measures import TokenMeasures
 from workers.core.clock import Clock, SystemClock, unix_time
 from workers.models.config import load_config as load_model_config
 from workers.text import Tokenizer
-from workers.wire import worker_pb2 as worker
-from workers.wire.codec import step_from_wire
 from workers.wire.redis_client import connect_redis
 
 BACKLOG = 2048
@@ -67,31 +65,6 @@ class Ports:
     grpc: Address
     http: Address
     admin: Address
-
-
-class _LatencyFeed:
-    """A PoolListener that hands measured steps and transfers to the latency model."""
-
-    def __init__(self, latency: LatencyModel) -> None:
-        self._latency = latency
-
-    def reported(self, replica: Replica, load: worker.LoadReport) -> None:
-        record = replica.record
-        where = HardwareClass(
-            record.hardware, record.tensor_ranks, replica.kv_abi, record.expert_ranks
-        )
-        self._latency.placed(replica.id, where, load.step_tokens)
-        self._latency.observe(replica.id, [step_from_wire(step) for step in load.steps])
-        transfers = [
-            MeasuredTransfer(t.sender, t.num_bytes, t.seconds, t.transport) for t in load.transfers
-        ]
-        self._latency.observe_transfers(replica.id, transfers)
-
-    def lost(self, replica: Replica) -> None:
-        """A restarted worker runs on the same hardware: what was measured stays."""
-
-    def forgotten(self, replica: Replica) -> None:
-        self._latency.forget(replica.id)
 
 
 async def serve(
@@ -116,7 +89,7 @@ async def serve(
         admin_socket = parts.enter_context(_listen("admin", config.admin))
         grpc = GrpcServer(config.grpc, config.limits.max_body_bytes)
         recording = Recording(clock)
-        listeners: list[PoolListener] = [metrics, _LatencyFeed(latency), recording]
+        listeners: list[PoolListener] = [metrics, LatencyFeed(latency), recording]
         pool, fsck, sharing = await parts.enter_async_context(
             _connected(config, index, clock, listeners)
         )

@@ -96,7 +96,7 @@ class Joint:
         for gap_s, num_bytes, replica in rows:
             of_abi = nexts.setdefault(replica.kv_abi, [])
             if len(of_abi) < NEXTS:
-                way = self._ways.split(need, replica, 0.0)
+                way = self._ways.split(need, replica)
                 of_abi.append(_Next(replica, num_bytes, gap_s, way))
         return nexts
 

@@ -46,10 +46,9 @@ class Ways:
         # when it was asked for, and seconds for a token that waits
         self._queued: dict[str, tuple[float, float]] = {}
 
-    def split(self, need: Need, decode: Replica, gap_s: float) -> Way:
-        """`decode` takes its ticket."""
-        way = self._way(need, decode, 0.0)
-        return way._replace(alone=False, decode=decode, gap_s=gap_s)
+    def split(self, need: Need, decode: Replica) -> Way:
+        """`decode` takes its ticket, whoever sends it: the gap is but its step."""
+        return self._way(need, decode, 0.0)._replace(alone=False, decode=decode)
 
     def alone(self, need: Need, replica: Replica, work_s: float) -> Way:
         """`replica` goes on with what it has prefilled in `work_s`."""

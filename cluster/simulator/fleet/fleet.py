@@ -27,7 +27,7 @@ from router.flow.room import PoolRoom
 from router.flow.tuning import EngineTuner
 from router.flow.turn import Turn
 from router.index.expecting import ExpectingIndex
-from router.latency import HardwareClass, LatencyModel, MeasuredTransfer
+from router.latency.feed import LatencyFeed
 from router.metrics import RouterMetrics
 from router.placement.placement import Placement
 from router.placement.policies.names import make_policy
@@ -40,7 +40,6 @@ from workers.core.events import KVEvent
 from workers.core.request import Request
 from workers.wire import common_pb2 as common
 from workers.wire import worker_pb2 as worker
-from workers.wire.codec import step_from_wire
 from workers.wire.redis_keys import ReplicaRecord
 
 START_S = 60.0  # at most, until all replicas are up
@@ -49,28 +48,16 @@ START_S = 60.0  # at most, until all replicas are up
 class _IndexFeed:
     """What died caches nothing."""
 
-    def __init__(self, index: ExpectingIndex, believed: LatencyModel) -> None:
+    def __init__(self, index: ExpectingIndex) -> None:
         self._index = index
-        self._believed = believed
 
-    def reported(self, replica: Replica, load: worker.LoadReport) -> None:
-        record = replica.record
-        where = HardwareClass(
-            record.hardware, record.tensor_ranks, replica.kv_abi, record.expert_ranks
-        )
-        self._believed.placed(replica.id, where, load.step_tokens)
-        if load.steps:
-            self._believed.observe(replica.id, [step_from_wire(step) for step in load.steps])
-        if load.transfers:
-            transfers = [MeasuredTransfer(t.sender, t.num_bytes, t.seconds) for t in load.transfers]
-            self._believed.observe_transfers(replica.id, transfers)
+    def reported(self, replica: Replica, load: worker.LoadReport) -> None: ...
 
     def lost(self, replica: Replica) -> None:
         self._index.clear(replica.id)
 
     def forgotten(self, replica: Replica) -> None:
         self._index.clear(replica.id)
-        self._believed.forget(replica.id)
 
 
 class Fleet:
@@ -100,7 +87,7 @@ class Fleet:
         rng = random.Random(plan.seed)
         self.pool = Pool(
             plan.limits.worker_silence_s,
-            [self.metrics, _IndexFeed(self.index, plan.believed)],
+            [self.metrics, LatencyFeed(plan.believed), _IndexFeed(self.index)],
             client_of=self._client_of,
         )
         placement = Placement(

@@ -1,0 +1,34 @@
+"""From what workers report to what the latency model learns."""
+
+from __future__ import annotations
+
+from router.latency.model import HardwareClass, LatencyModel
+from router.latency.transfers import MeasuredTransfer
+from router.replica import Replica
+from workers.wire import worker_pb2 as worker
+from workers.wire.codec import step_from_wire
+
+
+class LatencyFeed:
+    """A PoolListener that hands measured steps and transfers to the latency model."""
+
+    def __init__(self, latency: LatencyModel) -> None:
+        self._latency = latency
+
+    def reported(self, replica: Replica, load: worker.LoadReport) -> None:
+        record = replica.record
+        where = HardwareClass(
+            record.hardware, record.tensor_ranks, replica.kv_abi, record.expert_ranks
+        )
+        self._latency.placed(replica.id, where, load.step_tokens)
+        self._latency.observe(replica.id, [step_from_wire(step) for step in load.steps])
+        transfers = [
+            MeasuredTransfer(t.sender, t.num_bytes, t.seconds, t.transport) for t in load.transfers
+        ]
+        self._latency.observe_transfers(replica.id, transfers)
+
+    def lost(self, replica: Replica) -> None:
+        """A restarted worker runs on the same hardware: what was measured stays."""
+
+    def forgotten(self, replica: Replica) -> None:
+        self._latency.forget(replica.id)
