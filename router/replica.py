@@ -80,12 +80,10 @@ class Assigned:
     def __init__(self) -> None:
         self.pending_tokens = 0
         self.kv_tokens = 0
-        self.decoding = 0  # sequences
+        self.seqs = 0
+        self.decoding = 0  # of these
         self.decoding_kv = 0  # tokens
         self._all: set[Assignment] = set()
-
-    def __len__(self) -> int:
-        return len(self._all)
 
     def add(self, pending_tokens: int, kv_tokens: int, *, decodes: bool = False) -> Assignment:
         assignment = Assignment(self, pending_tokens, kv_tokens, decodes)
@@ -98,6 +96,7 @@ class Assigned:
         self.count(assignment, -1)
 
     def count(self, assignment: Assignment, sign: int) -> None:
+        self.seqs += sign
         self.pending_tokens += sign * assignment.pending_tokens
         self.kv_tokens += sign * assignment.kv_tokens
         if assignment.decoding:
@@ -107,6 +106,7 @@ class Assigned:
     def check_integrity(self) -> None:
         """The sums are those of the parts, and none counts below zero."""
         decoding = [each for each in self._all if each.decoding]
+        assert self.seqs == len(self._all)
         assert self.pending_tokens == sum(each.pending_tokens for each in self._all)
         assert self.kv_tokens == sum(each.kv_tokens for each in self._all)
         assert (self.decoding, self.decoding_kv) == (
@@ -152,17 +152,25 @@ class Replica:
         return self.state in (ReplicaState.UP, ReplicaState.DRAINING)
 
     @property
-    def capacity_tokens(self) -> int:
-        """Tokens that its KV pages hold."""
-        return self.load.blocks_total * self.record.block_size or self.record.kv_tokens
+    def load(self) -> worker.LoadReport:
+        """Its last report."""
+        return self._load
 
-    @property
-    def free_tokens(self) -> int:
-        """Tokens that fit into pages which no running sequence or ticket holds."""
-        if not self.load.blocks_total:
-            return self.record.kv_tokens
-        free = self.load.blocks_total - self.load.blocks_used
-        return free * self.record.block_size
+    @load.setter
+    def load(self, load: worker.LoadReport) -> None:
+        """Plain attributes too: placement reads them for every candidate.
+
+        `capacity_tokens`: that its KV pages hold. `free_tokens`: that fit into pages which no
+        running sequence or ticket holds. `step_tokens`, `seqs_limit`: 0 = it has not said.
+        """
+        self._load = load
+        size, pages = self.record.block_size, load.blocks_total
+        self.capacity_tokens = pages * size or self.record.kv_tokens
+        self.free_tokens = (pages - load.blocks_used) * size if pages else self.record.kv_tokens
+        self.step_tokens = load.step_tokens
+        self.seqs_limit = load.seqs_limit
+        self.kv_bytes_per_token = load.kv_bytes_per_token
+        self.quarantined = frozenset(load.quarantined)
 
     @property
     def pending_tokens(self) -> int:
@@ -171,7 +179,7 @@ class Replica:
 
     @property
     def num_seqs(self) -> int:
-        return self.foreign.seqs + len(self.assignments)
+        return self.foreign.seqs + self.assignments.seqs
 
     @property
     def kv_tokens(self) -> int:
@@ -212,7 +220,7 @@ class Replica:
         self.load = load
         ours = self.assignments
         held = Load(load.waiting_tokens, load.kv_tokens, load.running + load.waiting)
-        own = Load(ours.pending_tokens, ours.kv_tokens, len(ours))
+        own = Load(ours.pending_tokens, ours.kv_tokens, ours.seqs)
         self.foreign.report(held.beyond(own))
         self.move(state, f"it says {load.state!r}")
 

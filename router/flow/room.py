@@ -67,7 +67,7 @@ class PoolRoom:
     def _full_s(self, replica: Replica, background: bool) -> float:
         """0 while it has pages, and soon a place in its batches."""
         kept_tokens = KEPT_FREE * replica.capacity_tokens if background else 0
-        seqs = replica.load.seqs_limit * (1 - KEPT_FREE if background else 1 + AHEAD)
+        seqs = replica.seqs_limit * (1 - KEPT_FREE if background else 1 + AHEAD)
         if replica.free_tokens > kept_tokens and (not seqs or replica.num_seqs < seqs):
             return 0.0
         return STEPS_UNTIL_FREE * self._latency.decode_s(

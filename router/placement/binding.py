@@ -72,9 +72,9 @@ def overlap(
     """Of a prompt of `num_tokens`, of which `prefill` has `pending_tokens` left to compute."""
     receiver = decode.replica
     wanted = num_tokens - decode.cached_tokens
-    chunk = prefill.load.step_tokens or pending_tokens
+    chunk = prefill.step_tokens or pending_tokens
     last = (pending_tokens - 1) % chunk + 1 if pending_tokens else 0
-    per_token = receiver.load.kv_bytes_per_token
+    per_token = receiver.kv_bytes_per_token
 
     def transfer_s(tokens: int) -> float:
         return latency.transfer_s(tokens * per_token, prefill.id, receiver.id)

@@ -15,6 +15,6 @@ def refuse(need: Need, replica: Replica) -> Refusal | None:
         return Refusal.KV_ABI
     if need.num_tokens > replica.capacity_tokens:
         return Refusal.CAPACITY
-    if need.sender is not None and need.sender in replica.load.quarantined:
+    if need.sender is not None and need.sender in replica.quarantined:
         return Refusal.QUARANTINED
     return None

@@ -68,17 +68,16 @@ class Joint:
         for place, (replica, hit) in enumerate(zip(replicas, cached, strict=True)):
             if place < len(prefills):
                 wait_s, work_s = self._scorer.prefill(need, replica, hit)
+                late_s = _late_s(need, wait_s, work_s)
                 after = nexts.get(replica.kv_abi, ())
-                way = self._split(need, replica, work_s, need.num_tokens - hit, after)
+                way = self._split(need, replica, work_s, need.num_tokens - hit, after, late_s)
             else:
                 wait_s, work_s = self._ways.alone_s(need, replica, hit)
                 wait_s += self._scorer.pages_s(need, replica, hit)
-                way = self._ways.alone(need, replica, work_s)
+                more_s = _late_s(need, wait_s, work_s)
                 if replica.role != "aggregated":
-                    way = way._replace(after_s=way.after_s + LEAST_GAIN_S + LEAST_GAIN * work_s)
-            late_s = wait_s + work_s - need.targets.ttft_s
-            if late_s > 0:
-                way = way._replace(after_s=way.after_s + LATE * late_s)
+                    more_s += LEAST_GAIN_S + LEAST_GAIN * work_s
+                way = self._ways.alone(need, replica, work_s, more_s)
             waits.append(wait_s)
             works.append(work_s)
             ways.append(way)
@@ -90,7 +89,7 @@ class Joint:
         for replica in decodes:
             uncached = need.num_tokens - need.cached.get(replica.id, 0)
             wait_s, _, step_s = self._scorer.decode(need, replica, need.num_tokens - uncached)
-            rows.append((wait_s + step_s, uncached * replica.load.kv_bytes_per_token, replica))
+            rows.append((wait_s + step_s, uncached * replica.kv_bytes_per_token, replica))
         rows.sort(key=lambda row: row[:2])
         nexts: dict[str, list[_Next]] = {}
         for gap_s, num_bytes, replica in rows:
@@ -101,23 +100,33 @@ class Joint:
         return nexts
 
     def _split(
-        self, need: Need, prefill: Replica, work_s: float, new_tokens: int, nexts: Sequence[_Next]
+        self,
+        need: Need,
+        prefill: Replica,
+        work_s: float,
+        new_tokens: int,
+        nexts: Sequence[_Next],
+        late_s: float,
     ) -> Way:
-        """With whoever costs least after the first token."""
-        name, chunk = prefill.id, prefill.load.step_tokens or new_tokens
+        """With whoever costs least after the first token; `late_s` is counted besides."""
+        name, chunk = prefill.id, prefill.step_tokens or new_tokens
         last = min(1.0, chunk / new_tokens) if new_tokens else 1.0
         itl_s = need.targets.itl_s
         best, best_after_s, best_gap_s = None, math.inf, math.inf
-        for after in nexts:
-            replica = after.replica
-            transfer_s = self._latency.transfer_s(after.num_bytes, name, replica.id)
-            if replica.load.quarantined and name in replica.load.quarantined:
+        for replica, num_bytes, step_s, way in nexts:
+            transfer_s = self._latency.transfer_s(num_bytes, name, replica.id)
+            if name in replica.quarantined:
                 transfer_s *= 2  # inline, for now
             # bound early, it runs beside the prefill but for the last chunk's part
-            gap_s = after.gap_s + max(last * transfer_s, transfer_s - work_s)
-            after_s = after.way.after_s + max(0.0, gap_s - itl_s)
+            gap_s = step_s + max(last * transfer_s, transfer_s - work_s)
+            after_s = way.after_s + max(0.0, gap_s - itl_s)
             if best is None or (after_s, gap_s) < (best_after_s, best_gap_s):
-                best, best_after_s, best_gap_s = after.way, after_s, gap_s
-        if best is None:
-            return Way(alone=False)  # nobody decodes now: somebody will
-        return Way(False, best.decode, best_gap_s, best.itl_s, best_after_s)
+                best, best_after_s, best_gap_s = way, after_s, gap_s
+        if best is None:  # nobody decodes now: somebody will
+            return Way(alone=False, after_s=late_s)
+        return Way(False, best.decode, best_gap_s, best.itl_s, best_after_s + late_s)
+
+
+def _late_s(need: Need, wait_s: float, work_s: float) -> float:
+    """What is counted for the time beyond its TTFT target."""
+    return LATE * max(0.0, wait_s + work_s - need.targets.ttft_s)

@@ -103,6 +103,8 @@ class Placement:
         if able:
             refused.update((replica.id, Refusal.QUARANTINED) for replica in slow)
         able = able or slow
+        if not need.avoid:
+            return able, refused
         fresh = [replica for replica in able if replica.incarnation not in need.avoid] or able
         _pass_over(refused, able, fresh, Refusal.FAILED_IT)
         return fresh, refused

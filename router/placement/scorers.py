@@ -48,7 +48,7 @@ class Scorer:
         step_s = self._latency.decode_s(name, replica.decoding + 1, kv_tokens)
         transfer_s = 0.0
         if need.sender is not None:
-            num_bytes = (need.num_tokens - cached) * replica.load.kv_bytes_per_token
+            num_bytes = (need.num_tokens - cached) * replica.kv_bytes_per_token
             transfer_s = self._latency.transfer_s(num_bytes, need.sender, name)
         wait_s = _short(need, replica, cached) * STEPS_UNTIL_FREE * step_s
         return wait_s, transfer_s, step_s
@@ -65,7 +65,7 @@ class Scorer:
 def _short(need: Need, replica: Replica, cached: int) -> float:
     """The part of its pages, and of all places, that must come free before it can decode there."""
     share = max(0, need.num_tokens - cached - replica.free_tokens) / need.num_tokens
-    limit = replica.load.seqs_limit
+    limit = replica.seqs_limit
     if limit and replica.decoding >= limit:
         share += (replica.decoding - limit + 1) / limit
     return share

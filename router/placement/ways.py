@@ -48,12 +48,13 @@ class Ways:
 
     def split(self, need: Need, decode: Replica) -> Way:
         """`decode` takes its ticket, whoever sends it: the gap is but its step."""
-        return self._way(need, decode, 0.0)._replace(alone=False, decode=decode)
+        return Way(False, decode, *self._after(need, decode, 0.0))
 
-    def alone(self, need: Need, replica: Replica, work_s: float) -> Way:
-        """`replica` goes on with what it has prefilled in `work_s`."""
-        way = self._way(need, replica, work_s)
-        return way._replace(after_s=way.after_s + max(0.0, way.gap_s - need.targets.itl_s))
+    def alone(self, need: Need, replica: Replica, work_s: float, more_s: float = 0.0) -> Way:
+        """`replica` goes on with what it has prefilled in `work_s`; `more_s` is counted besides."""
+        gap_s, itl_s, after_s = self._after(need, replica, work_s)
+        after_s += more_s + max(0.0, gap_s - need.targets.itl_s)
+        return Way(True, None, gap_s, itl_s, after_s)
 
     def alone_s(self, need: Need, replica: Replica, cached: int) -> tuple[float, float]:
         """Waiting and work where `replica` computes its prompt beside its own decodes, a chunk in
@@ -89,7 +90,8 @@ class Ways:
         need = Need("prefill", QUEUED, {}, targets=targets)
         bare_s = self._latency.prefill_s(replica.id, QUEUED, 0)
         wait_s, work_s = self.alone_s(need, replica, 0)
-        _, itl_s = self._steps(replica, seqs + 1, replica.decoding_kv + QUEUED, work_s)
+        queue_s, with_it = self.pending_s(replica), replica.decoding_kv + QUEUED
+        _, itl_s = self._steps(replica, seqs + 1, with_it, queue_s, work_s)
         late_s = max(0.0, itl_s - (1 - MARGIN) * targets.others_itl_s)
         return wait_s + work_s - bare_s + (seqs + 1) * TOKENS * late_s
 
@@ -102,24 +104,27 @@ class Ways:
         self.duty.keep(replicas)
         self._queued = {name: kept for name, kept in self._queued.items() if name in replicas}
 
-    def _way(self, need: Need, replica: Replica, work_s: float) -> Way:
-        """It decodes there too, alone; `work_s`: of its prompt, there."""
+    def _after(self, need: Need, replica: Replica, work_s: float) -> tuple[float, float, float]:
+        """Its first gap, its ITL and what is counted, where `replica` decodes it; `work_s`: of its
+        prompt, there."""
         seqs, kv_tokens, targets = replica.decoding, replica.decoding_kv, need.targets
-        step_s, itl_s = self._steps(replica, seqs + 1, kv_tokens + need.num_tokens, work_s)
+        queue_s = self.pending_s(replica)
+        with_it = kv_tokens + need.num_tokens
+        step_s, itl_s = self._steps(replica, seqs + 1, with_it, queue_s, work_s)
         after_s = price(1, itl_s, targets.itl_s)
         if seqs:
-            _, before_s = self._steps(replica, seqs, kv_tokens, 0.0)
+            _, before_s = self._steps(replica, seqs, kv_tokens, queue_s, 0.0)
             others_s = targets.others_itl_s
             after_s += price(seqs, itl_s, others_s) - price(seqs, before_s, others_s)
-        return Way(True, None, step_s, itl_s, max(0.0, after_s))
+        return step_s, itl_s, max(0.0, after_s)
 
     def _steps(
-        self, replica: Replica, seqs: int, kv_tokens: int, more_s: float
+        self, replica: Replica, seqs: int, kv_tokens: int, queue_s: float, more_s: float
     ) -> tuple[float, float]:
         """A step of its decodes, and the mean time between their tokens: of the last while, or of
         the next, as a queue of prompts keeps it busy, whatever was before."""
         step_s = self._latency.decode_s(replica.id, seqs, kv_tokens)
-        soon = (self.pending_s(replica) + more_s) / (TOKENS * step_s)
+        soon = (queue_s + more_s) / (TOKENS * step_s)
         duty = min(MOST, max(self.duty.part(replica.id, more_s), soon))
         if duty <= 0:
             return step_s, step_s
@@ -131,7 +136,7 @@ class Ways:
     ) -> tuple[int, float]:
         """Prompt tokens in a step that holds a chunk too, and how long it takes. `context`: tokens
         that the chunk stands behind."""
-        chunk = max(LEAST_CHUNK, (replica.load.step_tokens or CHUNK) - seqs)
+        chunk = max(LEAST_CHUNK, (replica.step_tokens or CHUNK) - seqs)
         pairs = chunk * context + chunk * (chunk + 1) // 2
         work = StepWork(chunk, context + chunk, pairs, seqs, kv_tokens)
         return chunk, self._latency.step_s(replica.id, work)

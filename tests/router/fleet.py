@@ -115,7 +115,7 @@ async def house(
             yield House(fleet, pool, index, metrics, dispatcher, placement, clock)
             pool.check_integrity()
             for replica in pool:
-                assert not len(replica.assignments), replica.tell()
+                assert not replica.assignments.seqs, replica.tell()
             assert dispatcher.tickets_held == 0
     finally:
         await fleet.close()

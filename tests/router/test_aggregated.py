@@ -53,7 +53,7 @@ async def test_the_load_is_known_while_it_runs() -> None:
         told = 0
         while told < 3:  # tokens of several steps may come together
             told += len((await anext(emissions)).tokens)
-            assert len(held.assignments) == 1
+            assert held.assignments.seqs == 1
             assert (held.pending_tokens, held.kv_tokens) == (0, 40 + told)
         await emissions.aclose()
         await inside.fleet.quiet()

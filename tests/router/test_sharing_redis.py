@@ -98,7 +98,7 @@ async def _burst(fleet: Fleet, pair: list[Side]) -> int:
         tasks.append(asyncio.create_task(side.answer(number)))
         await until(lambda number=number: sum(len(one.calls) for one in fakes) == number + 1)
         if other.sharing is not None:
-            given = sum(len(one.assignments) for one in side.pool)
+            given = sum(one.assignments.seqs for one in side.pool)
             await until(
                 lambda other=other, given=given: (
                     sum(other.told(one.id) for one in other.pool) == given

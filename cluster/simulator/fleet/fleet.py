@@ -87,7 +87,7 @@ class Fleet:
         rng = random.Random(plan.seed)
         self.pool = Pool(
             plan.limits.worker_silence_s,
-            [self.metrics, LatencyFeed(plan.believed), _IndexFeed(self.index)],
+            [LatencyFeed(plan.believed), _IndexFeed(self.index)],
             client_of=self._client_of,
         )
         placement = Placement(
@@ -215,8 +215,8 @@ class Fleet:
         for at in self.workers.values():
             found += [f"{at.name}: {what}" for what in at.leftover()]
         for replica in self.pool:
-            if len(replica.assignments):
-                found.append(f"{replica.id}: {len(replica.assignments)} assignments")
+            if replica.assignments.seqs:
+                found.append(f"{replica.id}: {replica.assignments.seqs} assignments")
         if self.dispatcher.tickets_held:
             found.append(f"{self.dispatcher.tickets_held} tickets are renewed")
         return found
