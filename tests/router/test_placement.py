@@ -71,7 +71,7 @@ def test_filters_say_why() -> None:
 
 def test_a_quarantined_pair_is_avoided_where_there_is_a_choice() -> None:
     near, far = replica("near", "decode"), replica("far", "decode")
-    near.load.quarantined.append("sender")
+    near.quarantined = frozenset({"sender"})
     need = Need("decode", 100, {}, kv_abi="x", sender="sender")
     for _ in range(8):
         decision = placement().place(need, [near, far])
@@ -87,7 +87,7 @@ def test_a_quarantined_pair_is_avoided_where_there_is_a_choice() -> None:
 def test_a_ticket_goes_where_its_kv_arrives_soonest() -> None:
     near, far = replica("near", "decode"), replica("far", "decode")
     for each in (near, far):
-        each.load.kv_bytes_per_token = 100_000
+        each.kv_bytes_per_token = 100_000
     latency = FittedLatency(LLAMA_8B, HardwareClass("h100"))
     latency.observe_transfers("far", [MeasuredTransfer("sender", 10_000_000, 1.0)])
     latency.observe_transfers("near", [MeasuredTransfer("sender", 10_000_000, 0.01)])

@@ -75,7 +75,7 @@ def test_a_queue_at_the_prefill_replicas_is_gone_around() -> None:
 
 def test_full_decode_replicas_leave_it_where_it_was_prefilled() -> None:
     prefill, decode = pair()
-    decode.load.seqs_limit = 8
+    decode.seqs_limit = 8
     held = [decode.assignments.add(0, 4000, decodes=True) for _ in range(24)]
     decision = placement().place(need(), [prefill, decode])
     assert decision is not None and decision.alone and decision.replica is prefill
