@@ -36,6 +36,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="made if it is not there")
     parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--minutes", type=float, default=600.0, help="then no other step begins")
+    parser.add_argument(
+        "--kv-tokens", type=int, default=1 << 20, help="of a worker; few: the index is full sooner"
+    )
     parser.add_argument("--logs", type=Path, default=Path("router-logs"))
     arguments = parser.parse_args()
     arguments.logs.mkdir(parents=True, exist_ok=True)
@@ -47,7 +50,8 @@ async def _soak(arguments: argparse.Namespace) -> bool:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    place = Place(Path(), arguments.model.resolve(), arguments.logs.resolve())
+    model, logs = arguments.model.resolve(), arguments.logs.resolve()
+    place = Place(Path(), model, logs, arguments.kv_tokens)
     clock, rng, sizes = SystemClock(), random.Random(0), []
     step = arguments.requests // STEPS
     async with started("kvasir", place) as router:

@@ -75,7 +75,7 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 TestPool = PoolMachine.TestCase
-TestPool.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestPool.settings = settings(max_examples=120, stateful_step_count=40)
 
 
 def test_least_recently_used_goes_first_and_tails_before_heads() -> None:

@@ -39,7 +39,7 @@ class AdaptivePoolMachine(PoolMachine):
 
 
 TestAdaptivePool = AdaptivePoolMachine.TestCase
-TestAdaptivePool.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
+TestAdaptivePool.settings = settings(max_examples=30, stateful_step_count=40)
 
 
 def ids(name: str, count: int) -> list[BlockId]:
@@ -141,7 +141,7 @@ def test_protected_blocks_leave_room_for_what_is_met_first() -> None:
 
 
 @given(st.lists(st.integers(0, 400), min_size=1, max_size=300))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_memory_is_bounded(prompts: list[int]) -> None:
     policy = Adaptive(8)
     pool = BlockPool(8, SIZE, policy)

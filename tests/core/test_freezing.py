@@ -16,7 +16,7 @@ from workers.engine import Engine
 S = SequenceStatus
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(
         st.tuples(

@@ -86,7 +86,7 @@ ARRIVALS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     ARRIVALS,
     st.integers(17, 48),

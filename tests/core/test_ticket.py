@@ -154,7 +154,7 @@ OPS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(OPS, st.booleans())
 def test_any_order_of_events_keeps_the_promises(
     ops: list[tuple[str, int, float]], moving: bool

@@ -263,7 +263,7 @@ def test_full_queues_unknown_classes_and_stopping_are_said_at_once() -> None:
     run_virtual(scene())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(

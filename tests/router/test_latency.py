@@ -284,7 +284,7 @@ WORK = st.builds(
 STEPS = st.lists(st.builds(MeasuredStep, WORK, SECONDS), max_size=20)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(STEPS, WORK, WORK, st.integers(1, 4096))
 def test_more_work_is_never_predicted_faster_whatever_was_measured(
     steps: list[MeasuredStep], work: StepWork, more: StepWork, chunk: int

@@ -76,7 +76,7 @@ async def heal(inside: House) -> None:
                 await fake.start()
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
 @given(
     script=NAMES.flatmap(scripts),
     early=st.booleans(),

@@ -34,7 +34,7 @@ def after(transfers: list[MeasuredTransfer]) -> TransferTimes:
     return times
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     latency_s=st.floats(1e-3, 0.05),
     s_per_byte=st.floats(1e-10, 1e-8),
@@ -111,7 +111,7 @@ def test_who_is_forgotten_leaves_what_its_transport_learnt() -> None:
     assert times.line("p", "d").at(64 * MIB) == pytest.approx(own, rel=0.1)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.tuples(st.integers(1, 1 << 40), st.floats(1e-6, 1e3)), min_size=1, max_size=20))
 def test_more_bytes_never_take_less(seen: list[tuple[int, float]]) -> None:
     line = after([MeasuredTransfer("p", size, seconds) for size, seconds in seen]).line("p", "d")

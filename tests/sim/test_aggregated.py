@@ -236,7 +236,7 @@ ACTIONS = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ACTIONS, st.integers(20, 64))
 def test_nothing_leaks_where_both_ways_share_workers(
     actions: list[tuple[float, int, int, int, str, str, float]], blocks: int

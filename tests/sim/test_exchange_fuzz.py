@@ -116,7 +116,7 @@ async def fetches(net: Net, draw: random.Random, count: int) -> None:
 
 
 @pytest.mark.parametrize("posts_first", [True, False], ids=["posts", "go"])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 1 << 32), st.sampled_from((0.0, 0.05, 0.3)))
 def test_no_mishap_changes_a_byte_or_stays_behind(
     posts_first: bool, seed: int, share: float

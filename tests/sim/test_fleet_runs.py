@@ -123,7 +123,7 @@ ARRIVALS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(ARRIVALS, st.integers(18, 60), st.sampled_from((1, 2)), st.integers(2, 100))
 def test_runs_leave_what_single_steps_leave(
     arrivals: list[tuple[int, int, int, str]], blocks: int, shards: int, most: int

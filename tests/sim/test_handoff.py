@@ -326,7 +326,7 @@ ACTIONS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ACTIONS, st.integers(20, 64), st.integers(1, 4))
 def test_nothing_leaks_and_nobody_reads_wrong_pages(
     actions: list[tuple[float, int, int, int, str, float]], blocks: int, staging_blocks: int

@@ -394,7 +394,7 @@ ACTIONS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ACTIONS, st.integers(40, 100), st.integers(1, 6), st.booleans(), st.booleans())
 def test_sequences_move_at_any_time_and_no_token_is_lost_or_wrong(
     actions: list[tuple[float, int, int, int, str, list[tuple[float, str]]]],

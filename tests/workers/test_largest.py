@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
@@ -75,7 +75,6 @@ def test_rows_may_stand_apart(find: Find) -> None:
             assert torch.equal(found, expected)
 
 
-@settings(deadline=None)
 @given(
     arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=90)),
     st.sampled_from(DTYPES),

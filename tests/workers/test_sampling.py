@@ -300,7 +300,7 @@ def params(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.lists(params(), min_size=1, max_size=6),
     vocab=st.sampled_from([37, 1000, 4099]),

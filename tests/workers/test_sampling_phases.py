@@ -113,7 +113,7 @@ def test_an_error_is_explained_by_the_plan() -> None:
     assert "position 3" in error.message
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.lists(params(), min_size=1, max_size=6),
     vocab=st.sampled_from([37, 1000, 4099]),

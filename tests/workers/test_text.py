@@ -115,14 +115,14 @@ def cut_at_first(text: str, stops: tuple[str, ...]) -> tuple[str, str | None]:
 TEXTS = st.text(st.sampled_from("ab stop.\né€😀👩‍👧🇩🇪漢字"), max_size=40)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=TEXTS | st.text(st.characters(exclude_characters="\ufffd", codec="utf-8"), max_size=20))
 def test_streamed_text_is_the_decoded_text(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert stream(tokenizer, ids) == (tokenizer.decode(ids), None)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_any_bytes_stream_as_they_decode(bytes_tokenizer: Tokenizer, data: st.DataObject) -> None:
     """Tokens in any order, so also bytes that are no UTF-8, in runs longer than what is held."""
@@ -132,7 +132,7 @@ def test_any_bytes_stream_as_they_decode(bytes_tokenizer: Tokenizer, data: st.Da
     assert stream(bytes_tokenizer, ids) == (bytes_tokenizer.decode(ids), None)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     text=st.text(st.sampled_from("abst op.é😀"), max_size=30),
     stops=st.lists(st.text(st.sampled_from("abst op.é"), min_size=1, max_size=5), max_size=4),
@@ -144,7 +144,7 @@ def test_stop_strings_cut_the_decoded_text(
     assert stream(tokenizer, ids, tuple(stops)) == cut_at_first(tokenizer.decode(ids), tuple(stops))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(prompt=TEXTS, text=TEXTS)
 def test_the_context_decides_how_the_output_begins(
     tokenizer: Tokenizer, prompt: str, text: str
@@ -294,7 +294,7 @@ def test_without_a_template_chat_is_refused(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("backend", [byte_level, sentencepiece_like, composing])
 @given(text=st.text() | st.text("a ̈́ᾳ<|s>", min_size=1))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_text_never_has_fewer_tokens_than_said(
     backend: Callable[[], tokenizers.Tokenizer], text: str
 ) -> None:

@@ -161,7 +161,7 @@ def _plain(tokenizer: Tokenizer, text: str, special: bool) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=texts, special=st.booleans())
 @example(text="", special=True)
 @example(text=f"{START}user\nthe  word {END}\n {START} the\n the", special=False)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -61,7 +61,6 @@ def threshold(weights: Tensor, need: int) -> int:
     raise AssertionError("more than there is")
 
 
-@settings(deadline=None)
 @pytest.mark.parametrize("find", WAYS)
 @given(
     distributions(),
