@@ -8,6 +8,7 @@ STAMP := $(VENV)/.installed
 KERNELS := $(VENV)/.kernels
 TRITON := $(VENV)/.triton
 RAY := $(VENV)/.ray
+HELM := $(VENV)/.helm
 
 # The first Python that is 3.11 or 3.12: the plain one if it fits.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
@@ -53,6 +54,17 @@ $(RAY): $(STAMP)
 	@uv=$$(command -v uv || echo $(BIN)/uv); "$$uv" pip install --python $(BIN)/python --editable '.[ray]'
 	@touch $@
 
+# Helm's own engine, for tests of the chart, wants Python 3.12: a venv of its own with it, 60 MB to
+# fetch, and Kubernetes' schemas beside.
+PYTHON312 ?= $(firstword $(shell for p in python3.12 $$HOME/.pyenv/versions/3.12.*/bin/python3.12; do \
+  $$p -c '' 2>/dev/null && echo $$p; done))
+$(HELM): $(STAMP)
+	@uv=$$(command -v uv || echo $(BIN)/uv); \
+	"$$uv" venv --quiet --allow-existing --python "$(or $(PYTHON312),3.12)" $(VENV)/helm || { \
+	  echo "tests of the chart need Python 3.12: install it, or name one with make PYTHON312=..." >&2; exit 2; }; \
+	"$$uv" pip install --python $(VENV)/helm/bin/python 'helm-sdkpy>=0.1.32,<0.2' 'kubernetes-validate>=1.37,<2'
+	@touch $@
+
 $(KERNELS): $(STAMP) $(wildcard workers/kernels/cpu/* workers/kernels/build.py workers/kernels/library.py)
 	@echo "== compiling kernels for this CPU"
 	@$(BIN)/python -m workers.kernels.build
@@ -77,11 +89,11 @@ define run_tests
 endef
 
 .PHONY: test
-test: install check $(TRITON) $(RAY) ## what CI runs: checks and every test that is not marked slow
+test: install check $(TRITON) $(RAY) $(HELM) ## what CI runs: checks and every test that is not marked slow
 	$(call run_tests,-m "not slow")
 
 .PHONY: test-all
-test-all: install check $(TRITON) $(RAY) ## the long matrices too
+test-all: install check $(TRITON) $(RAY) $(HELM) ## the long matrices too
 	$(call run_tests,)
 
 .PHONY: test-gpu
@@ -105,6 +117,10 @@ PROTOS := common inference worker admin router
 proto: install ## regenerate the gRPC stubs in workers/wire
 	$(BIN)/python -m grpc_tools.protoc -Iworkers/wire=proto/kvasir/v1 --python_out=. --pyi_out=. --grpc_python_out=. \
 	  $(PROTOS:%=workers/wire/%.proto)
+
+.PHONY: helm
+helm: install ## regenerate the schema of the chart's values
+	PYTHONPATH=. $(BIN)/python helm/make_schema.py
 
 .PHONY: chaos
 chaos: install ## 10,000 runs with faults in virtual time (SEED=n plays one again; RUNS, JOBS)

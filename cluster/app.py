@@ -1,4 +1,4 @@
-"""The cluster as Ray Serve applications: a router, and one deployment for each pool.
+"""The cluster as Ray Serve applications: a router, one deployment for each pool, and a planner.
 
 Serve owns the life of replicas: where they are, how many, and that the dead are replaced. It sees
 no request: each replica has a gRPC server of its own on an event loop of its own, registers in
@@ -11,14 +11,20 @@ import asyncio
 import logging
 import sys
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 import ray.util
 from pydantic import BaseModel
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve import Application
+from ray.serve.exceptions import RayServeException
 
+from cluster.access import Access, own_access
 from cluster.admin_client import AdminClient
+from cluster.autoscaler.app import serve as serve_planner
+from cluster.autoscaler.config import PlannerConfig
 from cluster.backends.own_loop import OwnLoop
 from cluster.backends.ray_ranks import RayLauncher
 from cluster.model_source import resolve_model
@@ -37,16 +43,20 @@ HEALTH_TIMEOUT_S = 10.0
 BEAT_S = 5.0  # for the other event loop to have its turn
 MARGIN_S = 10.0  # beside the drain: the last words, and a forward that cannot be stopped
 STARTS = 3  # failures before Serve gives a deployment up
+ASK_AGAIN_S = 1.0
+ANY_HOST = ("0.0.0.0", "::")
 LOOK_S = 0.1  # how often Serve looks whether a replica has ended what it never knew of
 
 
 class PoolArgs(BaseModel):
     """Everything that makes a new version of its replicas, and nothing else: bounds are applied
-    to those that run. `cpus` and `gpus` are those of one rank; `host` None: each node's own."""
+    to those that run. `cpus`, `gpus` and `resources` (Ray's custom ones, by which a rank finds a
+    node that was made for it) are those of one rank; `host` None: each node's own."""
 
     worker: WorkerConfig
     cpus: float
     gpus: float
+    resources: dict[str, float] = {}
     host: str | None
     stamp: str  # of the checkpoint: new weights in the same place are a new version
 
@@ -60,7 +70,24 @@ class RouterArgs(BaseModel):
 
     router: RouterConfig
     cpus: float
+    resources: dict[str, float] = {}
     stamp: str
+
+
+class PlannerArgs(BaseModel):
+    """`router_app`: the application of the router that it follows where its slice names none."""
+
+    planner: PlannerConfig
+    router_app: str
+
+
+def planner(arguments: dict[str, Any]) -> Application:
+    """PlannerArgs. It takes no CPU that a replica could have."""
+    args = PlannerArgs.model_validate(arguments)
+    deployment = PlannerReplica.options(  # type: ignore[attr-defined]
+        name="planner", num_replicas=1, ray_actor_options={"num_cpus": 0}
+    )
+    return deployment.bind(args.planner.model_dump_json(), args.router_app)
 
 
 def pools(args: dict[str, Any]) -> Application:
@@ -76,7 +103,7 @@ def router(arguments: dict[str, Any]) -> Application:
         name="router",
         num_replicas=1,
         max_replicas_per_node=1,  # its ports are fixed
-        ray_actor_options={"num_cpus": args.cpus},
+        ray_actor_options={"num_cpus": args.cpus, "resources": args.resources},
         graceful_shutdown_timeout_s=args.router.limits.shutdown_s + MARGIN_S,
     )
     return deployment.bind(args.router.model_dump_json())
@@ -87,11 +114,15 @@ def _pool(args: PoolArgs, *others: Application) -> Application:
     ranks = max(config.engine.tensor_parallel, config.engine.expert_parallel)
     options: dict[str, Any] = {
         "name": config.pool,
-        "ray_actor_options": {"num_cpus": args.cpus, "num_gpus": args.gpus},
+        "ray_actor_options": {
+            "num_cpus": args.cpus,
+            "num_gpus": args.gpus,
+            "resources": args.resources,
+        },
         "graceful_shutdown_timeout_s": config.grace_s + MARGIN_S,
     }
     if ranks > 1:
-        bundle = {"CPU": args.cpus} | ({"GPU": args.gpus} if args.gpus else {})
+        bundle = args.resources | {"CPU": args.cpus} | ({"GPU": args.gpus} if args.gpus else {})
         options["placement_group_bundles"] = [bundle] * ranks
         options["placement_group_strategy"] = "PACK"
     deployment = WorkerReplica.options(**options)  # type: ignore[attr-defined]
@@ -185,12 +216,80 @@ class RouterReplica:
 
     async def reconfigure(self, told: dict[str, Any]) -> None:
         """`slo`: the service classes from now on, as JSON."""
-        await asyncio.to_thread(_set_slo, str(self._ports.result().grpc), told["slo"])
+        access = own_access(self._config.tls, self._config.api_keys)
+        router = str(self._ports.result().grpc)
+        await asyncio.to_thread(_set_slo, router, access, told["slo"])
+
+    async def address(self) -> str:
+        """Of its gRPC port, as other nodes reach it."""
+        grpc = self._ports.result().grpc
+        if grpc.host in ANY_HOST:
+            grpc = grpc.model_copy(update={"host": ray.util.get_node_ip_address()})
+        return str(grpc)
 
     async def check_health(self) -> None:
         _check_alive(self._life)
         if not await self._own.beats(BEAT_S):
             raise Unavailable("the router: nothing moves")
+
+    async def __del__(self) -> None:
+        self._own.run(self._end())
+        await asyncio.wait([asyncio.wrap_future(self._life)])
+
+    async def _end(self) -> None:
+        if self._stop is not None:
+            self._stop.set()
+
+
+@serve.deployment(
+    health_check_period_s=HEALTH_EVERY_S,
+    health_check_timeout_s=HEALTH_TIMEOUT_S,
+    graceful_shutdown_wait_loop_s=LOOK_S,
+    graceful_shutdown_timeout_s=MARGIN_S,
+)
+class PlannerReplica:
+    """The planner. A router that moves to another address ends it, and Serve starts it anew."""
+
+    async def __init__(self, config: str, router_app: str) -> None:  # type: ignore[misc]
+        _log_to_stderr()
+        told = PlannerConfig.model_validate_json(config)
+        self._router_app = None if told.routers else router_app
+        self._router = await self._find_router()
+        self._config = told.model_copy(
+            update={
+                "model": str(resolve_model(told.model)),
+                "routers": told.routers or (self._router,),
+            }
+        )
+        self._listens: Future[int] = Future()
+        self._stop: asyncio.Event | None = None
+        self._own = OwnLoop("kvasir-planner")
+        self._life = self._own.run(self._live())
+        await _first_of(self._listens, self._life)
+
+    async def _find_router(self) -> str | None:
+        """Its address, once it has one; None where nobody needs to ask."""
+        while self._router_app is not None:
+            try:
+                handle = await asyncio.to_thread(serve.get_app_handle, self._router_app)
+                address: str = await handle.address.remote()
+                return address
+            except (RayServeException, RayError):
+                await asyncio.sleep(ASK_AGAIN_S)
+        return None
+
+    async def _live(self) -> None:
+        self._stop = asyncio.Event()
+        await serve_planner(self._config, self._stop, self._listens.set_result)
+
+    async def check_health(self) -> None:
+        _check_alive(self._life)
+        if not await self._own.beats(BEAT_S):
+            raise Unavailable("the planner: nothing moves")
+        with suppress(TimeoutError):  # it is being replaced
+            async with asyncio.timeout(BEAT_S):
+                if await self._find_router() != self._router:
+                    raise Unavailable("the planner: the router has moved")
 
     async def __del__(self) -> None:
         self._own.run(self._end())
@@ -215,8 +314,8 @@ def _check_alive(life: Future[None]) -> None:
         raise Unavailable("it has left")
 
 
-def _set_slo(router: str, slo: str) -> None:
-    with AdminClient(router) as client:
+def _set_slo(router: str, access: Access, slo: str) -> None:
+    with AdminClient(router, access) as client:
         client.set_slo(slo)
 
 

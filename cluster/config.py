@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -21,16 +20,23 @@ from pydantic import (
     model_validator,
 )
 
-from cluster.config_file import ConfigFile, explain
+from cluster.config_file import ConfigFile, anchored, explain
+from cluster.config_planner import PlannerSection, check_planner
+from cluster.config_ports import PortsSection
+from cluster.container import cores
 from router.config import Address, Limits, RouterConfig
+from router.doors.keys import ApiKeysConfig
 from router.flow.classes import SloConfig
 from router.placement.placement import Disaggregation
 from router.placement.policies.names import PolicyName
+from router.tracing.config import TelemetryConfig
 from workers.config import EngineConfig, TicketTtl, TransportConfig, WorkerConfig
 from workers.core.errors import ConfigError
 from workers.core.hardware import hardware
 from workers.core.roles import RoleName
 from workers.parallel.layout import Layout
+from workers.wire.redis_endpoint import RedisEndpoint
+from workers.wire.tls import DoorTls, InternalTls
 
 NAME = r"^[a-z0-9][a-z0-9-]*$"
 
@@ -56,12 +62,6 @@ def _parse_address(value: object) -> object:
     return value
 
 
-def _checked_redis_url(url: str | None) -> str | None:
-    if url is not None and not url.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("expected a URL that begins with redis://, rediss:// or unix://")
-    return url
-
-
 def _known_hardware(name: str) -> str:
     try:
         return hardware(name).name
@@ -82,9 +82,9 @@ class PoolConfig(_Section):
     processes are called `<name>-0`, `<name>-1`, ... Sizes that are not given are those of `engine`,
     and hardware is the cluster's.
 
-    For Ray: bounds within which the plan moves the number of replicas, `replicas` where they are
-    not given, and what each rank asks for: as many CPUs as it has threads, else 1, and a GPU unless
-    the hardware is a CPU."""
+    `min` and `max` bound what a plan, or somebody by hand, makes of `replicas`, and are that where
+    they are not given. On Ray each rank asks for as many CPUs as it has threads, else 1, and a GPU
+    unless the hardware is a CPU."""
 
     name: str = Field(pattern=NAME)
     role: Literal[RoleName, "flex"]
@@ -101,9 +101,11 @@ class PoolConfig(_Section):
     @model_validator(mode="after")
     def _bounds(self) -> Self:
         if not self.least <= self.replicas <= self.most:
+            near = max(self.least, min(self.most, self.replicas))
+            mend = f"set replicas to {near}" if self.least <= self.most else "exchange min and max"
             raise ValueError(
                 f"pool {self.name}: min {self.least}, replicas {self.replicas} and max {self.most} "
-                "are not in order"
+                f"are not in order; {mend}"
             )
         return self
 
@@ -127,13 +129,9 @@ class RouterSection(_Section):
     metrics_on_http: bool = True
     policy: PolicyName = "kvasir"
     disaggregation: Disaggregation = "auto"
+    tls: DoorTls | None = None
+    api_keys: ApiKeysConfig | None = None
     limits: Limits = Limits()
-
-
-class RedisSection(_Section):
-    """Without a URL the cluster starts a Redis server of its own."""
-
-    url: Annotated[str | None, AfterValidator(_checked_redis_url)] = None
 
 
 class ClusterConfig(_Section):
@@ -149,9 +147,13 @@ class ClusterConfig(_Section):
         PoolConfig(name="decode", role="decode"),
     )
     router: RouterSection = RouterSection()
-    redis: RedisSection = RedisSection()
+    redis: RedisEndpoint = RedisEndpoint()  # where none is given the cluster starts a server
+    internal_tls: InternalTls | None = None
+    ports: PortsSection = PortsSection()
+    planner: PlannerSection = PlannerSection()
     slo: SloConfig = SloConfig()
     transport: TransportConfig = TransportConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
     ticket_ttl_s: TicketTtl = 10.0
     grace_s: PositiveFloat = 20.0
 
@@ -174,6 +176,10 @@ class ClusterConfig(_Section):
                 self.layout(pool)
             except ConfigError as error:
                 raise ValueError(f"pool {pool.name}: {error.message}") from None
+        try:
+            check_planner(self)
+        except ConfigError as error:
+            raise ValueError(error.message) from None
         return self
 
     def layout(self, pool: PoolConfig) -> Layout:
@@ -196,16 +202,14 @@ class ClusterConfig(_Section):
         return path.resolve().name if path.is_dir() else self.model
 
     def worker_slices(
-        self, *, model_dir: Path, redis_url: str, ports: Sequence[int]
+        self, *, model_dir: Path, redis: RedisEndpoint, ports: Sequence[int]
     ) -> list[WorkerConfig]:
         """One per replica, pool by pool; `ports` has as many. All ranks here share the cores."""
         ranks = sum(pool.replicas * self.layout(pool).world for pool in self.pools)
-        threads = self.engine.threads or max(1, _cores() // ranks)
+        threads = self.engine.threads or max(1, cores() // ranks)
         replicas = [(pool, index) for pool in self.pools for index in range(pool.replicas)]
         return [
-            self.worker_slice(
-                pool, f"{pool.name}-{index}", str(model_dir), redis_url, threads, port
-            )
+            self.worker_slice(pool, f"{pool.name}-{index}", str(model_dir), redis, threads, port)
             for (pool, index), port in zip(replicas, ports, strict=True)
         ]
 
@@ -214,7 +218,7 @@ class ClusterConfig(_Section):
         pool: PoolConfig,
         replica: str,
         model: str,
-        redis_url: str,
+        redis: RedisEndpoint,
         threads: int,
         port: int = 0,
     ) -> WorkerConfig:
@@ -227,10 +231,12 @@ class ClusterConfig(_Section):
             cluster=self.name,
             hardware=pool.hardware or self.hardware,
             port=port,
-            redis_url=redis_url,
+            redis=redis,
+            tls=self.internal_tls,
             engine=self._engine_of(pool, threads),
             transport=self.transport,
             ticket_ttl_s=self.ticket_ttl_s,
+            logs=self.telemetry.logs,
             grace_s=self.grace_s,
         )
 
@@ -244,7 +250,7 @@ class ClusterConfig(_Section):
             }
         )
 
-    def router_slice(self, *, model: str, redis_url: str) -> RouterConfig:
+    def router_slice(self, *, model: str, redis: RedisEndpoint) -> RouterConfig:
         return RouterConfig(
             cluster=self.name,
             model=model,
@@ -252,12 +258,16 @@ class ClusterConfig(_Section):
             grpc=self.router.grpc,
             http=self.router.http,
             admin=self.router.admin,
-            redis_url=redis_url,
+            redis=redis,
             policy=self.router.policy,
             disaggregation=self.router.disaggregation,
+            tls=self.router.tls,
+            api_keys=self.router.api_keys,
+            worker_tls=self.internal_tls,
             metrics_on_http=self.router.metrics_on_http,
             limits=self.router.limits,
             slo=self.slo,
+            telemetry=self.telemetry,
         )
 
 
@@ -277,12 +287,12 @@ class Overrides(BaseModel):
 
 
 def load_config(path: Path, overrides: Overrides | None = None) -> ClusterConfig:
-    """Read and check `path`. A model directory in it is relative to the file.
+    """Read and check `path`. A model directory and files named in it are relative to it.
 
     Raises ConfigError that names each key at fault and its line.
     """
     file = ConfigFile(path)
-    config = file.validate(ClusterConfig)
+    config = anchored(file.validate(ClusterConfig), path.parent.resolve())
     beside = path.parent / config.model
     if beside.is_dir():
         config = config.model_copy(update={"model": str(beside.resolve())})
@@ -296,7 +306,7 @@ def _override(config: ClusterConfig, over: Overrides) -> ClusterConfig:
     if over.served_name is not None:
         data["served_name"] = over.served_name
     if over.redis_url is not None:
-        data["redis"]["url"] = over.redis_url
+        data["redis"] |= {"url": over.redis_url, "sentinel": None, "cluster": None}
     if over.dtype is not None:
         data["engine"]["dtype"] = over.dtype
     for listener in ("grpc", "http", "admin"):
@@ -334,7 +344,3 @@ def _only_pool(pools: Sequence[dict[str, Any]], role: str) -> dict[str, Any]:
             "set replicas in the file"
         )
     return found[0]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))

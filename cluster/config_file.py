@@ -102,6 +102,18 @@ class ConfigFile:
                 self._refuse_twins(item)
 
 
+def anchored(section: ModelT, folder: Path) -> ModelT:
+    """Relative paths in it, at any depth, are relative to `folder`."""
+    moved: dict[str, Any] = {}
+    for name in type(section).model_fields:
+        part = getattr(section, name)
+        if isinstance(part, Path):
+            moved[name] = folder / part
+        elif isinstance(part, BaseModel):
+            moved[name] = anchored(part, folder)
+    return section.model_copy(update=moved)
+
+
 def explain(fault: Any, model: type[BaseModel]) -> str:
     """One pydantic fault in our words: the key, what is wrong, and what would be right."""
     loc = fault["loc"]
@@ -148,6 +160,8 @@ def _inner_model(annotation: Any) -> type[BaseModel]:
 
 
 def _shown(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _shown(part) for key, part in value.items()}
     return without_password(value) if isinstance(value, str) and "://" in value else value
 
 

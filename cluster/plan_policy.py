@@ -1,4 +1,4 @@
-"""Ray Serve's application-level autoscaling policy: what the planner wants, bounded by Serve.
+"""Ray Serve's application-level autoscaling policy: what the plan orders, bounded by Serve.
 
 Serve calls it in its controller many times a second, so it never waits: a thread reads the plan.
 """
@@ -11,20 +11,21 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
-from cluster.redis_server import read_plan
+from cluster.redis_server import read_orders
+from workers.wire.redis_endpoint import RedisEndpoint
 
 READ_EVERY_S = 0.5
 
 
 class PlanPolicy:
-    """Called with {deployment id: its context}; deployments are named as their pools. Without a
-    plan, or a word of it about a pool, that stays as it is."""
+    """Called with {deployment id: its context}; deployments are named as their pools. Without an
+    order for a pool it stays as it is; a plan that is only advice orders nothing."""
 
-    def __init__(self, redis_url: str, cluster: str) -> None:
+    def __init__(self, redis: Mapping[str, Any], cluster: str) -> None:
+        """`redis`: a RedisEndpoint as JSON."""
+        at = RedisEndpoint.model_validate(redis)
         self.wanted: Mapping[str, int] = {}
-        threading.Thread(
-            target=_follow, args=(weakref.ref(self), redis_url, cluster), daemon=True
-        ).start()
+        threading.Thread(target=_follow, args=(weakref.ref(self), at, cluster), daemon=True).start()
 
     def __call__(self, contexts: Mapping[Any, Any]) -> tuple[dict[Any, int], dict[Any, Any]]:
         """{deployment id: replicas}, and no state of our own."""
@@ -35,16 +36,16 @@ class PlanPolicy:
         return targets, {}
 
 
-def _follow(policy_of: weakref.ref[PlanPolicy], redis_url: str, cluster: str) -> None:
+def _follow(policy_of: weakref.ref[PlanPolicy], at: RedisEndpoint, cluster: str) -> None:
     """Ends when the policy is gone: Serve makes a new one with each config."""
-    asyncio.run(_read(policy_of, redis_url, cluster))
+    asyncio.run(_read(policy_of, at, cluster))
 
 
-async def _read(policy_of: weakref.ref[PlanPolicy], redis_url: str, cluster: str) -> None:
+async def _read(policy_of: weakref.ref[PlanPolicy], at: RedisEndpoint, cluster: str) -> None:
     while policy_of() is not None:
-        plan = await read_plan(redis_url, cluster)
+        wanted = await read_orders(at, cluster)
         policy = policy_of()
-        if plan is not None and policy is not None:
-            policy.wanted = plan.pools
+        if wanted is not None and policy is not None:
+            policy.wanted = wanted
         del policy
         await asyncio.sleep(READ_EVERY_S)

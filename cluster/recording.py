@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cluster.access import NOTHING, Access
 from cluster.admin_client import follow_record
 from workers.core.errors import ConfigError, Unavailable
 from workers.wire import admin_pb2 as admin
@@ -65,13 +66,16 @@ class JsonLines:
 class Recorder:
     """Follows routers until it is cancelled. They hash with one salt, which nobody keeps."""
 
-    def __init__(self, requests: JsonLines, steps: JsonLines | None) -> None:
+    def __init__(
+        self, requests: JsonLines, steps: JsonLines | None, access: Access = NOTHING
+    ) -> None:
         self.outcomes: Counter[str] = Counter()
         self.guessed = 0
         self.lost = 0  # rows that we were too slow for
         self.gaps = 0  # times that a router was not heard for a while
         self._requests = requests
         self._steps = steps
+        self._access = access
         self._salt = secrets.token_bytes(SALT_BYTES)
         self._sizes: dict[str, deque[tuple[int, int]]] = defaultdict(lambda: deque(maxlen=KNOWN))
 
@@ -98,9 +102,9 @@ class Recorder:
     async def _follow(self, router: str, steps: bool, heard: Callable[[str], None]) -> None:
         known = False
         while True:
-            lost = 0
+            lost, asked = 0, admin.RecordRequest(salt=self._salt, steps=steps)
             try:
-                async with aclosing(follow_record(router, self._salt, steps)) as batches:
+                async with aclosing(follow_record(router, asked, self._access)) as batches:
                     async for batch in batches:
                         known = True
                         heard(router)

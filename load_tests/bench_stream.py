@@ -188,7 +188,7 @@ async def start(
         port, metrics = ports[2 * number : 2 * number + 2]
         worker = {
             "replica": f"worker-{number}", "pool": "workers", "role": "aggregated", "port": port,
-            "model": str(model), "metrics_port": metrics, "redis_url": url,
+            "model": str(model), "metrics_port": metrics, "redis": url,
             "engine": {"step_tokens": 1 << 14, "max_seqs": options.streams, "kv_tokens": 1 << 20},
             "transport": {"backend": "inline"}, "hardware": "h100",
         }  # fmt: skip
@@ -199,7 +199,7 @@ async def start(
         up = await stack.enter_async_context(running(system, metrics, folder / "worker.log"))
         pids["workers"].append(up.pid)
     router = {
-        "model": str(model), "served_name": NAME, "redis_url": url,
+        "model": str(model), "served_name": NAME, "redis": url,
         "grpc": {"port": grpc_port}, "http": {"port": http}, "admin": {"port": admin},
     }  # fmt: skip
     config = folder / "router.json"

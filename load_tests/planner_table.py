@@ -1,6 +1,6 @@
 """Planner against the rules of others and the best fixed size in hindsight, hours of load each.
 
-    python load_tests/planner_table.py CURVES [--part tune|report|sine|constant] [--cold 60,200,300]
+    python load_tests/planner_table.py CURVES [--part PART] [--cold 60,200,300] [--policies ...]
 
 CURVES is a folder with ServeGen's rate curves (servegen_rate_curve_*.csv). Everything runs in the
 twin of cluster/simulator/scaling.
@@ -33,6 +33,7 @@ DAY_S = 86_400.0
 WINDOW_S, WARM_UP_S = 3600.0, 600.0
 MOST = Sizes(60, 150)
 GOAL = 0.95
+PARTS = ("tune", "report", "fresh", "sine", "constant")
 RULES = ("queue", "throughput", "p90")
 
 
@@ -131,6 +132,16 @@ def cases(folder: Path, part: str) -> Iterator[Case]:
         rate = curve(folder, "reason_deepseek-r1", 6.0)
         yield Case("r1 1h think", rate, hour, *think, season=False)
         yield Case("r1 7h think", rate, 7 * hour, *think, season=False)
+    if part == "fresh":
+        for starts in (10 * hour, 65 * hour):
+            rate = curve(folder, "language_m-mid", 14.0)
+            yield Case(f"m-mid {starts / hour:.0f}h chat", rate, starts, *chat)
+        for starts in (18 * hour, 80 * hour):
+            rate = curve(folder, "language_m-small", 12.0)
+            yield Case(f"m-small {starts / hour:.0f}h long", rate, starts, *long)
+        for starts in (4 * hour, 10 * hour):
+            rate = curve(folder, "reason_deepseek-r1", 6.0)
+            yield Case(f"r1 {starts / hour:.0f}h think", rate, starts, *think, season=False)
     fixed = ([Shape(8000, 1000, 8000)], Promise(2.0, 0.03), "llama-8b h100 1", 400_000, 40.0)
     if part == "sine":
         yield Case(
@@ -158,14 +169,15 @@ def policies(case: Case, site: Site) -> dict[str, Callable[[], Policy]]:
     }
 
 
-def measure(case: Case, cold_start_s: float) -> dict[str, Outcome]:
-    """By policy; each begins with the same size."""
+def measure(case: Case, cold_start_s: float, names: list[str]) -> dict[str, Outcome]:
+    """By policy, the planner and all rules among them; each begins with the same size."""
     site = case.site(cold_start_s)
     first = start(case, site)
     whole = case.warm_up_s + case.window_s
     found = {
         name: run(site, policy(), case.arrivals(), whole, first, warm_up_s=case.warm_up_s)
         for name, policy in policies(case, site).items()
+        if name in names
     }
     return found
 
@@ -225,9 +237,10 @@ def say(case: Case, cold_start_s: float, found: dict[str, Outcome]) -> dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("curves", type=Path)
-    parser.add_argument("--part", default="report", choices=("tune", "report", "sine", "constant"))
+    parser.add_argument("--part", default="report", choices=PARTS)
     parser.add_argument("--cold", default="60,200,300")
     parser.add_argument("--only", default="", help="cases whose name has this")
+    parser.add_argument("--policies", default="planner,planner 99 %,no forecast," + ",".join(RULES))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     print("case               cold policy       in time  rep.-h  good/rh  act./h")
@@ -237,7 +250,13 @@ def main() -> None:
             continue
         fixed = hindsight(case)
         for cold in map(float, args.cold.split(",")):
-            rows.append(say(case, cold, measure(case, cold) | {"hindsight": fixed}))
+            rows.append(
+                say(
+                    case, cold, measure(case, cold, args.policies.split(",")) | {"hindsight": fixed}
+                )
+            )
+    if args.json is not None:
+        args.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     for row in rows:
         over = row["over_best_fit_rule"]
         print(
@@ -246,8 +265,6 @@ def main() -> None:
             f"{row['over_best_rule'] or 0:.2f} x best rule of any attainment, "
             f"{row['over_hindsight']:.2f} x hindsight, {row['actions_per_hour']:.1f} actions/h"
         )
-    if args.json is not None:
-        args.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import logging
 import signal
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import uvloop
 from router.app import Ports, serve
 from router.config import RouterConfig, load_config
 from workers.core.errors import CheckpointError, ConfigError
+from workers.logs import log_to_stderr
 
 EXIT_CONFIG = 2
 GARBAGE = 20_000  # objects between two collections
@@ -25,6 +25,8 @@ async def _main(config: RouterConfig) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    # Who became this process may have held them back until somebody listens.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
     await serve(config, stop, _listening)
 
 
@@ -44,14 +46,11 @@ def main() -> int:
     parser.add_argument("--config", type=Path, required=True, help="JSON of a RouterConfig")
     parser.add_argument("--log-level", default="INFO")
     arguments = parser.parse_args()
-    logging.basicConfig(
-        level=arguments.log_level,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
     try:
+        config = load_config(arguments.config)
+        log_to_stderr(config.telemetry.logs, "router", arguments.log_level)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_main(load_config(arguments.config)))
+            runner.run(_main(config))
     except (ConfigError, CheckpointError) as error:
         print(f"kvasir router: {error.message}", file=sys.stderr)
         return EXIT_CONFIG

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from router.tracing.visit import Visit
 from workers.core.request import FinishReason, SampledToken, SamplingParams
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
@@ -31,7 +32,7 @@ class Terms:
 class Call:
     """`prompt`: text (BOS added where the model has one), token ids (used as they are), or chat
     messages ({"role", "content"}: the model's template is applied). `also`: other names that the
-    client has for the request."""
+    client has for the request. `visit`: the call at the door that it is a part of, traced."""
 
     model: str
     prompt: Prompt
@@ -40,6 +41,7 @@ class Call:
     cache_salt: str = ""
     terms: Terms = Terms()
     also: tuple[str, ...] = ()
+    visit: Visit | None = None
 
 
 @dataclass(frozen=True, slots=True)

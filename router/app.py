@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import math
+import functools
 import random
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from router.api import ModelCard
 from router.config import Address, RouterConfig
+from router.console.events import PoolEvents
+from router.console.http import Console
+from router.console.overview import Sources
 from router.dispatch import Dispatcher
+from router.doors.grpc import GrpcServer
+from router.doors.guard import Guard
+from router.doors.http import Patience, listen, serve_http
+from router.doors.keys import ApiKeys
 from router.explain.http import explain_routes
 from router.explain.predictions import request_errors
+from router.explain.scale import NoPlans, Plans
 from router.explain.trails import Trails
+from router.exposition import exposition
 from router.flow.control import FlowControl
 from router.flow.room import PoolRoom
 from router.flow.tuning import EngineTuner
-from router.gateway.app import create_app
+from router.gateway.app import create_app, health_response
 from router.generation import RouterGenerator
 from router.index.fsck import Fsck
 from router.index.measures import IndexMeasures
@@ -36,24 +43,26 @@ from router.index.redis_reader import RedisReader
 from router.latency import FittedLatency
 from router.latency.feed import LatencyFeed
 from router.latency.measures import LatencyMeasures
-from router.metrics import CONTENT_TYPE, RouterMetrics
+from router.metrics import RouterMetrics
 from router.placement.placement import Placement
 from router.placement.policies.names import make_policy
 from router.pool import Pool, PoolListener
 from router.rebalance import rebalance
 from router.recording import Recording
 from router.registry_reader import RegistryReader
-from router.service import AdminService, GrpcServer, InferenceService, port_taken
+from router.service import AdminService, InferenceService
 from router.sharing.blocks import ToldIndex
 from router.sharing.channel import Channel
 from router.sharing.sharing import Sharing
 from router.token_measures import TokenMeasures
+from router.tracing.start import tracing
+from router.worker_client import WorkerClient
 from workers.core.clock import Clock, SystemClock, unix_time
 from workers.models.config import load_config as load_model_config
 from workers.text import Tokenizer
 from workers.wire.redis_client import connect_redis
+from workers.wire.tls import ServerTls, client_tls
 
-BACKLOG = 2048
 LAST_WORDS_S = 0.5  # of the grace, a quarter of it at most: for telling clients that it is over
 LOOK_EVERY_S = 0.1  # whether the last request has ended
 
@@ -85,14 +94,21 @@ async def serve(
 
     # Whatever may be refused comes first: ports, then Redis, then what runs until the end.
     async with AsyncExitStack() as parts:
-        http_socket = parts.enter_context(_listen("http", config.http))
-        admin_socket = parts.enter_context(_listen("admin", config.admin))
-        grpc = GrpcServer(config.grpc, config.limits.max_body_bytes)
+        http_socket = parts.enter_context(listen("http", config.http))
+        admin_socket = parts.enter_context(listen("admin", config.admin))
+        keys = ApiKeys(config.api_keys, clock) if config.api_keys is not None else None
+        tls = ServerTls(config.tls.serving) if config.tls is not None else None
+        certificates = config.tls is not None and config.tls.client_ca is not None
+        patience = Patience(config.limits.max_body_bytes, connections=config.limits.max_connections)
+        grpc = GrpcServer(config.grpc, config.limits.max_body_bytes, tls, keys)
         recording = Recording(clock)
-        listeners: list[PoolListener] = [metrics, LatencyFeed(latency), recording]
-        pool, fsck, sharing = await parts.enter_async_context(
+        events = PoolEvents()
+        listeners: list[PoolListener] = [metrics, LatencyFeed(latency), recording, events]
+        pool, fsck, sharing, plans = await parts.enter_async_context(
             _connected(config, index, clock, listeners)
         )
+        if config.redis is not None:
+            metrics.watch_redis(lambda: pool.redis_up)
         metrics.registry.register(
             IndexMeasures(index, lambda: fsck.repairs if fsck is not None else None)
         )
@@ -104,6 +120,7 @@ async def serve(
             disaggregation=config.disaggregation,
             clock=clock,
         )
+        ready = functools.partial(_ready, pool, placement)
         dispatcher = await parts.enter_async_context(
             Dispatcher(pool, placement, index, latency, config.limits, clock, metrics)
         )
@@ -123,23 +140,40 @@ async def serve(
         )  # fmt: skip
         trails = generator.trails
         metrics.registry.register(LatencyMeasures(latency.errors, lambda: request_errors(trails)))
+        tracer = await parts.enter_async_context(
+            tracing(
+                config.telemetry, clock, metrics.registry, cluster=config.cluster, port=grpc.port
+            )
+        )
         gateway = create_app(
             generator,
-            ready=lambda: _ready(pool),
+            ready=ready,
             classes=lambda: flow.slo.classes,
             registry=metrics.registry if config.metrics_on_http else None,
             max_body_bytes=config.limits.max_body_bytes,
             refused=metrics.refused,
+            tracer=tracer,
+            keys=keys,
+            certificates=certificates,
         )
         admin = AdminService(
             config.served_name, pool, index, flow, metrics, fsck, generator.trails,
-            latency.errors, recording, sharing,
+            latency.errors, recording, sharing, plans,
         )  # fmt: skip
-        await grpc.start(InferenceService(generator, metrics.refused), admin)
-        http = await parts.enter_async_context(_http(gateway, http_socket, grace_s))
-        admin_app = _admin_app(metrics, generator.trails)
-        await parts.enter_async_context(_http(admin_app, admin_socket, grace_s))
-        await parts.enter_async_context(_running(_tell_health(pool, grpc)))
+        await grpc.start(InferenceService(generator, metrics.refused, tracer, keys), admin)
+        http = await parts.enter_async_context(
+            serve_http(gateway, http_socket, grace_s, patience, tls)
+        )
+        sources = Sources(
+            config.served_name, pool, index, flow, metrics, generator.trails, latency.errors,
+            events, sharing, ready,
+        )  # fmt: skip
+        console = Console(sources, clock, gateway, plans)
+        await parts.enter_async_context(_running(console.run()))
+        admin_app: ASGIApp = _admin_app(metrics, generator.trails, console, ready)
+        admin_app = Guard(admin_app, keys, certificates=certificates, admin=True)
+        await parts.enter_async_context(serve_http(admin_app, admin_socket, grace_s, patience, tls))
+        await parts.enter_async_context(_running(_tell_health(pool, grpc, ready)))
         listening(
             Ports(
                 config.grpc.model_copy(update={"port": grpc.port}),
@@ -156,39 +190,45 @@ async def serve(
                 await grpc.stop(grace_s)
 
 
-def _ready(pool: Pool) -> bool:
-    """Somebody can prefill, and somebody can decode."""
-    up = {replica.role for replica in pool if replica.up}
-    return "aggregated" in up or {"prefill", "decode"} <= up
+def _ready(pool: Pool, placement: Placement) -> bool:
+    """A request can be answered, as placement would have it: by one replica alone, or by two."""
+    up = [replica for replica in pool if replica.up]
+    decodes = {replica.kv_abi for replica in up if placement.serves(replica, "decode")}
+    return any(
+        placement.any_alone or replica.role == "aggregated" or replica.kv_abi in decodes
+        for replica in up
+        if placement.serves(replica, "prefill")
+    )
 
 
 @asynccontextmanager
 async def _connected(
     config: RouterConfig, index: ToldIndex, clock: Clock, listeners: list[PoolListener]
-) -> AsyncIterator[tuple[Pool, Fsck | None, Sharing | None]]:
+) -> AsyncIterator[tuple[Pool, Fsck | None, Sharing | None, Plans]]:
     """A pool that follows the registry; without Redis, one of the replicas that config names, whose
     index knows only what was sent to them."""
     silence_s = config.limits.worker_silence_s
-    if config.redis_url is None:
-        async with Pool(silence_s, listeners) as pool:
+    client_of = functools.partial(WorkerClient, tls=client_tls(config.worker_tls))
+    if config.redis is None:
+        async with Pool(silence_s, listeners, client_of=client_of) as pool:
             pool.sync(config.replicas)
             pool.redis_lost()
-            yield pool, None, None
+            yield pool, None, None, NoPlans()
         return
-    async with connect_redis(config.redis_url) as client:
-        reader = RegistryReader(client, config.redis_url, config.cluster)
+    async with connect_redis(config.redis) as client:
+        reader = RegistryReader(client, str(config.redis), config.cluster)
         records = await reader.read_first()
         tables = RedisReader(client, config.cluster)
         events = RedisLog(tables, index, clock)
         sharing = Sharing(Channel(client, config.cluster), clock, index)
-        async with Pool(silence_s, [*listeners, events, sharing]) as pool:
+        async with Pool(silence_s, [*listeners, events, sharing], client_of=client_of) as pool:
             pool.sync(records)
             async with (
                 _running(events.run()),
                 _running(reader.run(pool.sync, pool.redis_lost)),
                 _running(sharing.run()),
             ):
-                yield pool, Fsck(pool, index, events, tables, clock), sharing
+                yield pool, Fsck(pool, index, events, tables, clock), sharing, reader
 
 
 @asynccontextmanager
@@ -220,57 +260,20 @@ async def _let_recorders_go(flow: FlowControl, recording: Recording) -> None:
     recording.close()
 
 
-async def _tell_health(pool: Pool, grpc: GrpcServer) -> None:
+async def _tell_health(pool: Pool, grpc: GrpcServer, ready: Callable[[], bool]) -> None:
     while True:
-        await grpc.set_ready(_ready(pool))
+        await grpc.set_ready(ready())
         await pool.wait_changed()
 
 
-@contextmanager
-def _listen(key: str, address: Address) -> Iterator[socket.socket]:
-    """A bound socket. Raises ConfigError that names key and port."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind((address.host, address.port))
-            sock.listen(BACKLOG)  # now, so that a second router sees that the port is taken
-        except OSError as error:
-            raise port_taken(key, address, error) from None
-        yield sock
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the process has one owner of signals, __main__."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-@asynccontextmanager
-async def _http(app: Any, sock: socket.socket, grace_s: float) -> AsyncIterator[uvicorn.Server]:
-    """Serves `app` beside the block; at its end connections get `grace_s` to finish."""
-    server = _Server(
-        uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            lifespan="off",
-            server_header=False,
-            timeout_graceful_shutdown=math.ceil(grace_s),
-        )
-    )
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(server.serve([sock]))
-        try:
-            yield server
-        finally:
-            server.should_exit = True
-
-
-def _admin_app(metrics: RouterMetrics, trails: Trails) -> Starlette:
+def _admin_app(
+    metrics: RouterMetrics, trails: Trails, console: Console, ready: Callable[[], bool]
+) -> Starlette:
     async def render(request: HttpRequest) -> Response:
-        return Response(metrics.render(), media_type=CONTENT_TYPE)
+        return exposition(metrics.registry, request)
 
-    return Starlette(routes=[Route("/metrics", render), *explain_routes(trails)])
+    async def health(request: HttpRequest) -> Response:
+        return health_response(ready())
+
+    probes = [Route("/metrics", render), Route("/health", health), Route("/ready", health)]
+    return Starlette(routes=[*probes, *explain_routes(trails), *console.routes()])

@@ -17,7 +17,7 @@ from router.worker_client import WorkerFailed, WorkerFull, WorkerStream
 from workers.core.errors import KvasirError, TicketError
 from workers.wire import common_pb2 as common
 from workers.wire import worker_pb2 as worker
-from workers.wire.codec import finish_from_wire, token_from_wire
+from workers.wire.codec import finish_from_wire, tokens_from_wire
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Call(Generic[E]):
         """What of `tokens` is news to the client, if anything. Raises WorkerFailed for a gap."""
         flight = self._flight
         try:
-            fresh = flight.accept(tuple(map(token_from_wire, tokens)))
+            fresh = flight.accept(tokens_from_wire(tokens))
         except WorkerFailed:
             self._blame()
             raise

@@ -14,11 +14,15 @@ from pydantic import (
     ValidationError,
 )
 
+from router.doors.keys import ApiKeysConfig
 from router.flow.classes import SloConfig
 from router.placement.placement import Disaggregation
 from router.placement.policies.names import PolicyName
+from router.tracing.config import TelemetryConfig
 from workers.core.errors import ConfigError
+from workers.wire.redis_endpoint import RedisEndpoint
 from workers.wire.redis_keys import ReplicaRecord
+from workers.wire.tls import DoorTls, InternalTls
 
 
 class Address(BaseModel):
@@ -57,6 +61,7 @@ class Limits(BaseModel):
     rebalance: bool = Field(
         default=False, description="move sequences from full decode replicas to ones half as full"
     )
+    max_connections: PositiveInt = Field(default=16384, description="of each HTTP door")
     shutdown_s: PositiveFloat = Field(
         default=3.0, description="grace for requests in flight when the router stops"
     )
@@ -65,7 +70,7 @@ class Limits(BaseModel):
 class RouterConfig(BaseModel):
     """One router. `model` is a directory: tokenizer and config.json are read, weights never are.
 
-    Without `redis_url` there is no registry: `replicas` says who is there, and nothing else is.
+    Without `redis` there is no registry: `replicas` says who is there, and nothing else is.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -76,7 +81,7 @@ class RouterConfig(BaseModel):
     grpc: Address = Address(port=9000)
     http: Address = Address(port=8000)
     admin: Address = Address(port=8001)
-    redis_url: str | None = None
+    redis: RedisEndpoint | None = None
     replicas: tuple[ReplicaRecord, ...] = ()
     policy: PolicyName = "kvasir"
     disaggregation: Disaggregation = Field(
@@ -84,9 +89,13 @@ class RouterConfig(BaseModel):
         description="prompts are computed where they are decoded: as predicted for each (auto), "
         "only on aggregated replicas (remote), always (local); policies but kvasir know no auto",
     )
+    tls: DoorTls | None = None
+    api_keys: ApiKeysConfig | None = None
+    worker_tls: InternalTls | None = None
     metrics_on_http: bool = True
     limits: Limits = Limits()
     slo: SloConfig = SloConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
 
 
 def load_config(path: Path) -> RouterConfig:

@@ -133,6 +133,7 @@ class Dispatcher:
 
     async def _attempt(self, flight: Flight) -> AsyncGenerator[Emission]:
         """Everything so far prefilled and decoded further, one way or the other."""
+        began = self._clock.now()
         flight.trail.began()
         decision = await self._desk.find(flight, "prefill")
         flight.trail.placed(decision)
@@ -140,7 +141,7 @@ class Dispatcher:
         blocks = flight.blocks.of(replica.kv_abi, replica.record.block_size)
         self._desk.index.expect(replica.id, blocks)
         flight.placed()  # nobody else decides before its call is open and counts
-        self._desk.metrics.went(decision)
+        self._desk.metrics.went(decision, self._clock.now() - began)
         if decision.alone:
             return self._alone(flight, decision)
         return self._split(flight, decision)
@@ -152,7 +153,7 @@ class Dispatcher:
             emission = prefill.accept([first.token], first.finish_reason)
             if emission is None or (handoff is None and not prefill.over):
                 raise WorkerFailed(f"replica {decision.replica.id}: a first token out of turn")
-            self._desk.metrics.prefilled(first.queue_s, first.prefill_s)
+            self._desk.metrics.prefilled(first.queue_s, first.prefill_s, flight.trail.exemplar)
             flight.trail.prefilled(first.queue_s, first.prefill_s)
             if handoff is not None and prefill.over:
                 handoff.drop()
@@ -202,7 +203,7 @@ class Dispatcher:
                     call.progressed(event.progress.computed_tokens)
                 else:
                     raise WorkerFailed(f"replica {decision.replica.id}: no prompt, but tokens")
-            self._desk.metrics.prefilled(queue_s, event.prefilled.prefill_s)
+            self._desk.metrics.prefilled(queue_s, event.prefilled.prefill_s, flight.trail.exemplar)
             flight.trail.prefilled(queue_s, event.prefilled.prefill_s)
             held.pop_all()  # the call is follow's now
         async with aclosing(follow(self._desk, flight, call)) as emissions:

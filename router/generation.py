@@ -95,11 +95,12 @@ class RouterGenerator:
             check_priority(call.terms.priority)
             check_params(call.params, self._vocab_size)
             with self._flow.arriving(call.terms.slo_class, call.terms.tenant):
-                request = self._request(call, await self._tokenise(call.prompt))
+                request = self._request(call, await self._tokenise(call.prompt), seen.trail)
             seen.trail.asked(request)
+            self._recording.came(self._class_of(call), request.prompt_len)
             seen.blocks = blocks = BlockIds(request)
             async with self._flow.admit(self._wish(call, blocks, started)) as turn:
-                self._metrics.queue_waited(turn.flow.slo_class, turn.waited_s)
+                self._metrics.queue_waited(turn.flow.slo_class, turn.waited_s, seen.trail.exemplar)
                 seen.trail.let_in(turn.flow.slo_class, turn.waited_s)
                 seen.turn = turn
                 running = self._dispatcher.run(
@@ -108,7 +109,9 @@ class RouterGenerator:
                 emissions = self._timed(running, started, seen)
                 async with aclosing(_Text(self._tokenizer, request).deltas(emissions)) as deltas:
                     async for delta in deltas:
-                        seen.complete = delta.finish_reason is not None
+                        if delta.finish_reason is not None:
+                            seen.complete = True
+                            seen.trail.finish_reason = delta.finish_reason
                         yield delta
 
     def _wish(self, call: Call, blocks: BlockIds, started: float) -> Wish:
@@ -122,7 +125,7 @@ class RouterGenerator:
             priority=terms.priority,
         )
 
-    def _request(self, call: Call, tokens: list[int]) -> Request:
+    def _request(self, call: Call, tokens: list[int], trail: Trail) -> Request:
         """Raises ContextTooLong where no worker could hold the prompt and one token."""
         param = _param(call.prompt)
         if not tokens:
@@ -145,6 +148,7 @@ class RouterGenerator:
             prompt_len=len(tokens),
             params=params,
             cache_salt=call.cache_salt,
+            traceparent=trail.traceparent,
         )
 
     async def _tokenise(self, prompt: Prompt) -> list[int]:
@@ -186,6 +190,7 @@ class RouterGenerator:
         self, emissions: AsyncGenerator[Emission], started: float, seen: _Seen
     ) -> AsyncGenerator[Emission]:
         """Books when tokens came."""
+        slo_class = seen.trail.slo_class
         async with aclosing(emissions):
             async for emission in emissions:
                 now = self._clock.now()
@@ -194,12 +199,15 @@ class RouterGenerator:
                 seen.trail.tokens(now, count)
                 if seen.last is None:
                     seen.ttft_s = now - started
-                    self._metrics.first_token(seen.ttft_s)
+                    self._metrics.first_token(slo_class, seen.ttft_s, seen.trail.exemplar)
                     self._flow.wake()  # its prefill is over: there is room
                 elif count:
+                    gap_s = now - seen.last
+                    if not seen.later_tokens:
+                        self._metrics.second_token(gap_s, seen.trail.exemplar)
                     seen.later_tokens += count
-                    seen.decode_s += now - seen.last
-                    self._metrics.next_tokens(count, now - seen.last)
+                    seen.decode_s += gap_s
+                    self._metrics.next_tokens(slo_class, count, gap_s)
                 seen.last = now
                 yield emission
 
@@ -222,10 +230,14 @@ class RouterGenerator:
         finally:
             self.trails.end(seen.trail, outcome, why)
             ttft_s, itl_s = seen.times()
-            slo_class = call.terms.slo_class or self._flow.slo.default
+            slo_class = self._class_of(call)
             self._recording.ended(call, slo_class, seen.trail, seen.blocks, ttft_s, itl_s)
-            self._metrics.ended(outcome, self._clock.now() - started, failed=failed)
+            took_s = self._clock.now() - started
+            self._metrics.ended(outcome, took_s, failed=failed, exemplar=seen.trail.exemplar)
             seen.tell(failed=failed)
+
+    def _class_of(self, call: Call) -> str:
+        return call.terms.slo_class or self._flow.slo.default
 
     def _context_length(self) -> int:
         """The shortest of the workers that are known, else the model's own."""

@@ -116,7 +116,7 @@ class Handoff:
             call.close(left=False)
             raise
         binding.end()
-        self._desk.metrics.admitted(event.admitted)
+        self._desk.metrics.admitted(event.admitted, binding.replica.id, replica.id, trail.exemplar)
         trail.fetched(event.admitted, moving=binding.moving)
 
     def take(self) -> Call[worker.DecodeEvent]:

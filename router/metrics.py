@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from router.pairs import PairBook
 from router.placement.binding import Timing
 from router.placement.decision import Decision
 from router.replica import Replica
@@ -14,7 +16,7 @@ from workers.core.errors import HTTP_STATUS, KvasirError
 from workers.core.roles import RoleName
 from workers.wire import worker_pb2 as worker
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+Exemplar = dict[str, str] | None  # leads from a measurement to its trace
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
@@ -26,22 +28,44 @@ class RouterMetrics:
         self.registry = registry = CollectorRegistry()
         self.total = 0
         self.failed = 0
+        self.tokens = 0
+        self.pairs = PairBook()
+        registry.register(self.pairs)
         self._roles: dict[str, RoleName] = {}  # by replica, as its gauges say
         self._requests = Counter(
             "kvasir_requests", "requests by how they ended", ["outcome"], registry=registry
         )
-        self._in_flight = Gauge("kvasir_requests_in_flight", "requests now", registry=registry)
+        self._in_flight = Gauge(
+            "kvasir_requests_in_flight", "requests that came and are not over", registry=registry
+        )
         self._ttft = Histogram(
-            "kvasir_ttft_seconds", "to the first token", registry=registry, buckets=_SLOW
+            "kvasir_ttft_seconds",
+            "from a request's arrival to its first token",
+            ["class"],
+            registry=registry,
+            buckets=_SLOW,
         )
         self._itl = Histogram(
-            "kvasir_itl_seconds", "between tokens", registry=registry, buckets=_FAST
+            "kvasir_itl_seconds",
+            "between two tokens of a request; the first gap is one of them",
+            ["class"],
+            registry=registry,
+            buckets=_FAST,
+        )
+        self._gap = Histogram(
+            "kvasir_first_gap_seconds",
+            "from a request's first token to its second",
+            registry=registry,
+            buckets=_FAST,
         )
         self._e2e = Histogram(
             "kvasir_e2e_seconds", "whole requests that ended well", registry=registry, buckets=_SLOW
         )
         self._queue = Histogram(
-            "kvasir_queue_seconds", "waiting for prefill", registry=registry, buckets=_SLOW
+            "kvasir_queue_seconds",
+            "in a worker's queue, before its prefill began",
+            registry=registry,
+            buckets=_SLOW,
         )
         self._queue_wait = Histogram(
             "kvasir_queue_wait_seconds",
@@ -51,25 +75,40 @@ class RouterMetrics:
             buckets=_SLOW,
         )
         self._prefill = Histogram(
-            "kvasir_prefill_seconds", "computing prefill", registry=registry, buckets=_SLOW
+            "kvasir_prefill_seconds",
+            "from the first step of a prefill to its token",
+            registry=registry,
+            buckets=_SLOW,
         )
         self._admit = Histogram(
             "kvasir_admit_wait_seconds",
-            "waiting for decode pages",
+            "of a bound ticket, for pages on the decode worker",
             registry=registry,
             buckets=_FAST,
         )
         self._transfer = Histogram(
-            "kvasir_transfer_seconds", "fetching KV", registry=registry, buckets=_FAST
+            "kvasir_transfer_seconds",
+            "fetching KV blocks from the worker that computed them",
+            registry=registry,
+            buckets=_FAST,
         )
         self._transfer_bytes = Counter(
             "kvasir_transfer_bytes", "KV bytes fetched", ["transport"], registry=registry
         )
         self._retries = Counter(
-            "kvasir_retries", "phases that were tried again", ["phase"], registry=registry
+            "kvasir_retries",
+            "failures after which a phase was tried again",
+            ["phase"],
+            registry=registry,
         )
         self._bindings = Counter(
             "kvasir_bindings", "when tickets were bound, and why", ["timing"], registry=registry
+        )
+        self._placing = Histogram(
+            "kvasir_placing_seconds",
+            "from the start of an attempt until a replica is chosen",
+            registry=registry,
+            buckets=_FAST,
         )
         self._ways = Counter(
             "kvasir_ways", "how requests went through the workers", ["way"], registry=registry
@@ -85,12 +124,14 @@ class RouterMetrics:
         )
         self._exposed = Histogram(
             "kvasir_transfer_exposed_seconds",
-            "of fetching KV, after prefill had ended",
+            "fetching KV, what of it no prefill hid",
             registry=registry,
             buckets=_FAST,
         )
         self._refetched = Counter(
-            "kvasir_refetched_blocks", "that came with a wrong checksum", registry=registry
+            "kvasir_refetched_blocks",
+            "KV blocks that came with a wrong checksum",
+            registry=registry,
         )
         self._prompt = Counter(
             "kvasir_prompt_tokens", "prompt tokens, cached ones too", registry=registry
@@ -122,8 +163,13 @@ class RouterMetrics:
             "kvasir_step_tokens", "tokens of a step, as set now", labels, registry=registry
         )
 
+    def watch_redis(self, up: Callable[[], bool]) -> None:
+        """Only a router that was given one."""
+        gauge = Gauge("kvasir_redis_up", "1 = Redis answers this router", registry=self.registry)
+        gauge.set_function(up)
+
     def render(self) -> bytes:
-        """The exposition format, of CONTENT_TYPE."""
+        """Prometheus' text format."""
         return generate_latest(self.registry)
 
     # of one request
@@ -131,12 +177,14 @@ class RouterMetrics:
     def started(self) -> None:
         self._in_flight.inc()
 
-    def ended(self, outcome: str, seconds: float, *, failed: bool) -> None:
+    def ended(
+        self, outcome: str, seconds: float, *, failed: bool, exemplar: Exemplar = None
+    ) -> None:
         """`failed`: by our fault, not the client's."""
         self._in_flight.dec()
         self._count(outcome, failed)
         if outcome == "ok":
-            self._e2e.observe(seconds)
+            self._e2e.observe(seconds, exemplar)
 
     def refused(self, error: KvasirError) -> None:
         """At the door: it never was a request that could be started."""
@@ -147,18 +195,23 @@ class RouterMetrics:
         self.failed += failed
         self._requests.labels(outcome).inc()
 
-    def queue_waited(self, slo_class: str, seconds: float) -> None:
-        self._queue_wait.labels(slo_class).observe(seconds)
+    def queue_waited(self, slo_class: str, seconds: float, exemplar: Exemplar = None) -> None:
+        self._queue_wait.labels(slo_class).observe(seconds, exemplar)
 
-    def first_token(self, seconds: float) -> None:
-        self._ttft.observe(seconds)
+    def first_token(self, slo_class: str, seconds: float, exemplar: Exemplar = None) -> None:
+        self._ttft.labels(slo_class).observe(seconds, exemplar)
 
-    def next_tokens(self, count: int, seconds: float) -> None:
+    def second_token(self, seconds: float, exemplar: Exemplar = None) -> None:
+        self._gap.observe(seconds, exemplar)
+
+    def next_tokens(self, slo_class: str, count: int, seconds: float) -> None:
         """`count` tokens came together, `seconds` after the ones before."""
+        itl = self._itl.labels(slo_class)
         for _ in range(count):
-            self._itl.observe(seconds / count)
+            itl.observe(seconds / count)
 
     def generated(self, count: int) -> None:
+        self.tokens += count
         self._output.inc(count)
 
     def opened(self, prompt_tokens: int, predicted: int, cached: int) -> None:
@@ -168,22 +221,26 @@ class RouterMetrics:
         self._missed.inc(max(0, predicted - cached))
         self._unforeseen.inc(max(0, cached - predicted))
 
-    def prefilled(self, queue_s: float, prefill_s: float) -> None:
-        self._queue.observe(queue_s)
-        self._prefill.observe(prefill_s)
+    def prefilled(self, queue_s: float, prefill_s: float, exemplar: Exemplar = None) -> None:
+        self._queue.observe(queue_s, exemplar)
+        self._prefill.observe(prefill_s, exemplar)
 
-    def admitted(self, admitted: worker.Admitted) -> None:
-        self._admit.observe(admitted.admit_wait_s)
-        self._transfer.observe(admitted.transfer_s)
-        self._exposed.observe(admitted.exposed_s)
+    def admitted(
+        self, admitted: worker.Admitted, sender: str, receiver: str, exemplar: Exemplar = None
+    ) -> None:
+        self.pairs.fetched(sender, receiver, admitted)
+        self._admit.observe(admitted.admit_wait_s, exemplar)
+        self._transfer.observe(admitted.transfer_s, exemplar)
+        self._exposed.observe(admitted.exposed_s, exemplar)
         self._refetched.inc(admitted.refetched_blocks)
         self._transfer_bytes.labels(admitted.transport or "none").inc(admitted.fetched_bytes)
 
     def retried(self, phase: str) -> None:
         self._retries.labels(phase).inc()
 
-    def went(self, decision: Decision) -> None:
+    def went(self, decision: Decision, placing_s: float) -> None:
         """A request was placed, one way or the other."""
+        self._placing.observe(placing_s)
         role = decision.replica.role
         way = f"alone on {role}" if decision.alone else "split"
         self._ways.labels(way).inc()
@@ -204,7 +261,7 @@ class RouterMetrics:
 
     def reported(self, replica: Replica, load: worker.LoadReport) -> None:
         if self._roles.get(replica.id) != replica.role:
-            self.forgotten(replica)  # in the role that it had before
+            self._clear(replica)  # in the role that it had before
             self._roles[replica.id] = replica.role
         self._used.labels(replica.id, replica.role).set(load.blocks_used)
         self._cached.labels(replica.id, replica.role).set(load.blocks_cached)
@@ -217,6 +274,10 @@ class RouterMetrics:
         self._up.labels(replica.id, replica.role).set(0)
 
     def forgotten(self, replica: Replica) -> None:
+        self.pairs.forget(replica.id)
+        self._clear(replica)
+
+    def _clear(self, replica: Replica) -> None:
         self._roles.pop(replica.id, None)
         gauges = (self._used, self._cached, self._pages, self._up, self._seqs, self._step)
         for gauge in gauges:

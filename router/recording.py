@@ -60,6 +60,12 @@ class Recording:
         for reader in self._readers:
             reader.news.set()
 
+    def came(self, slo_class: str, prompt_tokens: int) -> None:
+        """One request, before anything became of it."""
+        row = admin.RecordedArrival(slo_class=slo_class, prompt_tokens=prompt_tokens)
+        for reader in self._readers:
+            reader.add_arrival(row)
+
     def ended(
         self,
         call: Call,
@@ -85,18 +91,22 @@ class Recording:
             cached_tokens=next((e.cached_tokens for e in trail.events if isinstance(e, Opened)), 0),
         )
         ids: list[BlockId] = []
-        if blocks is not None and self._spaces:
+        hashed = any(reader.blocks for reader in self._readers)
+        if blocks is not None and self._spaces and hashed:
             kv_abi, row.block_size = min(self._spaces.values())  # the same one in all routers
             ids = blocks.of(kv_abi, row.block_size)[: trail.prompt_tokens // row.block_size]
         for reader in self._readers:
-            reader.add_request(_Ended(row, call.terms.tenant, ids))
+            reader.add_request(_Ended(row, call.terms.tenant, ids if reader.blocks else []))
 
-    async def follow(self, salt: bytes, *, steps: bool) -> AsyncGenerator[admin.RecordedBatch]:
-        """An empty batch, then all that ends from now on. Raises InvalidRequest."""
+    async def follow(
+        self, salt: bytes, *, steps: bool, blocks: bool = True, arrivals: bool = False
+    ) -> AsyncGenerator[admin.RecordedBatch]:
+        """An empty batch, then all that ends from now on; `blocks`: with hashes, `arrivals`: also
+        what comes. Raises InvalidRequest."""
         least, most = SALT_BYTES
         if not least <= len(salt) <= most:
             raise InvalidRequest(f"salt must have {least} to {most} bytes", param="salt")
-        reader = _Reader(salt, steps=steps)
+        reader = _Reader(salt, steps=steps, blocks=blocks, arrivals=arrivals)
         self._readers.add(reader)
         try:
             yield admin.RecordedBatch()
@@ -142,13 +152,16 @@ class Recording:
 class _Reader:
     """What one of them has yet to read."""
 
-    def __init__(self, salt: bytes, *, steps: bool) -> None:
+    def __init__(self, salt: bytes, *, steps: bool, blocks: bool, arrivals: bool) -> None:
         self.news = asyncio.Event()
         self.steps_too = steps
+        self.blocks = blocks
+        self._arrivals_too = arrivals
         self._salt = salt
         self._requests: deque[_Ended] = deque()
         self._num_blocks = 0
         self._steps: deque[admin.RecordedStep] = deque()
+        self._arrivals: deque[admin.RecordedArrival] = deque()
         self._lost = 0
 
     @property
@@ -173,10 +186,20 @@ class _Reader:
             self._lost += 1
         self.news.set()
 
+    def add_arrival(self, row: admin.RecordedArrival) -> None:
+        if not self._arrivals_too:
+            return
+        self._arrivals.append(row)
+        if len(self._arrivals) > MOST_REQUESTS:
+            self._arrivals.popleft()
+            self._lost += 1
+        self.news.set()
+
     def take(self) -> admin.RecordedBatch:
         """The oldest, as many as may be hashed at once."""
-        batch = admin.RecordedBatch(lost=self._lost, steps=self._steps)
+        batch = admin.RecordedBatch(lost=self._lost, steps=self._steps, arrivals=self._arrivals)
         self._steps.clear()
+        self._arrivals.clear()
         hashed = 0
         while self._requests and hashed < BATCH_BLOCKS:
             row, tenant, ids = self._requests.popleft()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from redis.exceptions import RedisError
 
-from workers.core.errors import ConfigError
+from workers.core.errors import ConfigError, Unavailable
 from workers.wire.redis_client import RedisClient, read_replicas
-from workers.wire.redis_keys import ReplicaRecord, without_password
+from workers.wire.redis_keys import ReplicaRecord, plan_key, scale_key
 
 log = logging.getLogger(__name__)
 
@@ -18,11 +19,12 @@ READ_EVERY_S = 1.0
 
 
 class RegistryReader:
-    """Reads until cancelled. `on_records` gets all records; `on_lost` hears that Redis is away."""
+    """Reads until cancelled. `on_records` gets all records; `on_lost` hears that Redis is away.
+    `where`: that is, as people may see it."""
 
-    def __init__(self, client: RedisClient, url: str, cluster: str) -> None:
+    def __init__(self, client: RedisClient, where: str, cluster: str) -> None:
         self._client = client
-        self._url = without_password(url)
+        self._where = where
         self._cluster = cluster
 
     async def read(self) -> list[ReplicaRecord]:
@@ -30,11 +32,30 @@ class RegistryReader:
         return await read_replicas(self._client, self._cluster)
 
     async def read_first(self) -> list[ReplicaRecord]:
-        """As read(), at start. Raises ConfigError that names the URL."""
+        """As read(), at start. Raises ConfigError that says where."""
         try:
             return await self.read()
         except (RedisError, OSError) as error:
-            raise ConfigError(f"Redis at {self._url} cannot be reached: {error}") from None
+            raise ConfigError(f"Redis at {self._where} cannot be reached: {error}") from None
+
+    async def read_plan(self) -> str | None:
+        """The planner's newest document, JSON; None where there is none. Raises Unavailable."""
+        try:
+            text = await self._client.get(plan_key(self._cluster))
+        except (RedisError, OSError) as error:
+            raise self._away(error) from None
+        return text.decode() if isinstance(text, bytes) else text
+
+    async def read_by_hand(self) -> dict[str, str]:
+        """Sizes that people asked for, JSON by pool. Raises Unavailable."""
+        try:
+            found: Any = await self._client.hgetall(scale_key(self._cluster))
+        except (RedisError, OSError) as error:
+            raise self._away(error) from None
+        return {pool.decode(): text.decode() for pool, text in found.items()}
+
+    def _away(self, error: Exception) -> Unavailable:
+        return Unavailable(f"Redis at {self._where} is away: {error}")
 
     async def run(
         self, on_records: Callable[[Sequence[ReplicaRecord]], None], on_lost: Callable[[], None]

@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from typing import NoReturn
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 from pydantic import ValidationError
 
 from router.api import Call, Delta, Generator, Prompt, Terms
-from router.config import Address
+from router.doors.grpc import secret_in
+from router.doors.keys import ApiKeys
 from router.explain.answer import explain, recent
 from router.explain.predictions import request_errors
+from router.explain.scale import Plans, explain_scale
 from router.explain.trails import Trails
 from router.flow.book import REFUSALS, Outcome, Result
 from router.flow.classes import SloConfig
@@ -31,7 +31,9 @@ from router.replica import Replica
 from router.roles import set_role
 from router.sharing.sharing import Sharing
 from router.tickets import ask_tickets
-from workers.core.errors import ConfigError, InvalidRequest, KvasirError, RequestNotFound
+from router.tracing.rpc import visited
+from router.tracing.tracer import Tracer
+from workers.core.errors import InvalidRequest, KvasirError, RequestNotFound
 from workers.wire import admin_pb2 as admin
 from workers.wire import admin_pb2_grpc as admin_grpc
 from workers.wire import inference_pb2 as inference
@@ -41,42 +43,62 @@ from workers.wire.codec import finish_to_wire, params_from_wire, token_to_wire
 
 log = logging.getLogger(__name__)
 
-SERVICES = ("kvasir.v1.Inference", "kvasir.v1.Admin")
-
 
 class InferenceService(inference_grpc.InferenceServicer):
     """kvasir.v1.Inference over any Generator. `refused` hears of requests that never got to it."""
 
-    def __init__(self, generator: Generator, refused: Callable[[KvasirError], None]) -> None:
+    def __init__(
+        self,
+        generator: Generator,
+        refused: Callable[[KvasirError], None],
+        tracer: Tracer | None = None,
+        keys: ApiKeys | None = None,
+    ) -> None:
         self._generator = generator
         self._refused = refused
+        self._tracer = tracer
+        self._keys = keys
 
     async def Generate(
         self, request: inference.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[inference.GenerateResponse]:
         request_id = request.request_id or new_request_id()
+        chat = request.WhichOneof("prompt") == "chat"
         try:
-            call = Call(
-                model=request.model,
-                prompt=self._prompt(request),
-                params=params_from_wire(request.sampling),
-                request_id=request_id,
-                cache_salt=request.cache_salt,
-                terms=Terms(
-                    slo_class=request.slo_class or None,
-                    tenant=request.tenant,
-                    deadline_s=context.time_remaining(),
-                    priority=request.priority,
-                ),
-            )
-            async with aclosing(self._generator.generate(call)) as deltas:
-                async for delta in deltas:
-                    yield _response(request_id, delta)
+            async with visited(self._tracer, context, request_id, chat=chat) as visit:
+                call = Call(
+                    model=request.model,
+                    prompt=self._prompt(request),
+                    params=params_from_wire(request.sampling),
+                    request_id=request_id,
+                    cache_salt=request.cache_salt,
+                    terms=Terms(
+                        slo_class=request.slo_class or None,
+                        tenant=request.tenant,
+                        deadline_s=context.time_remaining(),
+                        priority=request.priority,
+                    ),
+                    visit=visit,
+                )
+                with self._let_in(call, context) as call:
+                    async with aclosing(self._generator.generate(call)) as deltas:
+                        async for delta in deltas:
+                            yield _response(request_id, delta)
         except KvasirError as error:
             await _abort(context, error)
         except Exception:
             log.exception("%s: unexpected", request_id)
             await context.abort(grpc.StatusCode.INTERNAL, f"internal error (request {request_id})")
+
+    @contextmanager
+    def _let_in(self, call: Call, context: grpc.aio.ServicerContext) -> Iterator[Call]:
+        """As its key has it. Raises PermissionDenied, Overloaded."""
+        if self._keys is None:
+            yield call
+            return
+        key = self._keys.find(secret_in(context.invocation_metadata()))
+        with self._keys.using(key):
+            yield key.call(call)
 
     def _prompt(self, request: inference.GenerateRequest) -> Prompt:
         kind = request.WhichOneof("prompt")
@@ -115,6 +137,7 @@ class AdminService(admin_grpc.AdminServicer):
         errors: Errors,
         recording: Recording,
         sharing: Sharing | None,
+        plans: Plans,
     ) -> None:
         self._model = model
         self._pool = pool
@@ -126,6 +149,7 @@ class AdminService(admin_grpc.AdminServicer):
         self._errors = errors
         self._sharing = sharing
         self._recording = recording
+        self._plans = plans
 
     async def Status(
         self, request: admin.StatusRequest, context: grpc.aio.ServicerContext
@@ -189,11 +213,24 @@ class AdminService(admin_grpc.AdminServicer):
     ) -> admin.RecentRequestsResponse:
         return recent(self._trails, request.limit)
 
+    async def ExplainScale(
+        self, request: admin.ExplainScaleRequest, context: grpc.aio.ServicerContext
+    ) -> admin.ExplainScaleResponse:
+        try:
+            return await explain_scale(self._plans)
+        except KvasirError as error:
+            await _abort(context, error)
+
     async def Record(
         self, request: admin.RecordRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[admin.RecordedBatch]:
         try:
-            follow = self._recording.follow(request.salt, steps=request.steps)
+            follow = self._recording.follow(
+                request.salt,
+                steps=request.steps,
+                blocks=not request.no_blocks,
+                arrivals=request.arrivals,
+            )
             async with aclosing(follow) as batches:
                 async for batch in batches:
                     yield batch
@@ -228,49 +265,6 @@ class AdminService(admin_grpc.AdminServicer):
             indexed_blocks=self._index.count(replica.id),
             predictions=_predictions(self._errors.of(replica.id)),
         )
-
-
-class GrpcServer:
-    """Both services, health and reflection on one port. Health is what set_ready() said last."""
-
-    def __init__(self, address: Address, max_bytes: int) -> None:
-        """Binds the port; must be made in a running loop. Raises ConfigError when it is taken."""
-        options = [
-            ("grpc.so_reuseport", 0),  # a port that is taken must be an error
-            ("grpc.max_receive_message_length", max_bytes),
-            ("grpc.max_send_message_length", -1),
-        ]
-        self._server = grpc.aio.server(options=options)
-        self._health = health.aio.HealthServicer()
-        try:
-            self.port = self._server.add_insecure_port(str(address))
-        except RuntimeError as error:
-            raise port_taken("grpc", address, error) from None
-
-    async def start(self, inference_service: InferenceService, admin_service: AdminService) -> None:
-        inference_grpc.add_InferenceServicer_to_server(inference_service, self._server)
-        admin_grpc.add_AdminServicer_to_server(admin_service, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(
-            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
-        )
-        await self._server.start()
-
-    async def set_ready(self, ready: bool) -> None:
-        status = health_pb2.HealthCheckResponse.ServingStatus
-        value = status.SERVING if ready else status.NOT_SERVING
-        for service in ("", *SERVICES):
-            await self._health.set(service, value)
-
-    async def stop(self, grace_s: float) -> None:
-        """Takes nothing new; what still runs after `grace_s` is cancelled."""
-        await self._health.enter_graceful_shutdown()
-        await self._server.stop(grace_s)
-
-
-def port_taken(key: str, address: Address, error: Exception) -> ConfigError:
-    reason = error.strerror if isinstance(error, OSError) else "is it already taken?"
-    return ConfigError(f"{key}: cannot listen on {address.host}, port {address.port}: {reason}")
 
 
 def _predictions(tracks: Mapping[Kind, ErrorTrack]) -> Iterator[admin.Prediction]:

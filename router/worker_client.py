@@ -29,6 +29,7 @@ from workers.wire import worker_pb2_grpc as worker_grpc
 from workers.wire.codec import request_to_wire
 from workers.wire.decode_client import DecodeClient
 from workers.wire.redis_keys import unpack_ids
+from workers.wire.tls import ClientTls, open_channel
 
 E = TypeVar("E")
 E_co = TypeVar("E_co", covariant=True)
@@ -48,6 +49,7 @@ CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
     # silence is found by the Watch stream; this ends sockets whose peer vanished without a word
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
 )
 
 
@@ -140,11 +142,24 @@ class WorkerClient:
     """One channel to one worker. Unary calls take seconds at most and raise KvasirError; all
     Decode calls share a stream."""
 
-    def __init__(self, replica: str, address: str, channel: grpc.aio.Channel | None = None) -> None:
+    def __init__(
+        self,
+        replica: str,
+        address: str,
+        channel: grpc.aio.Channel | None = None,
+        *,
+        tls: ClientTls | None = None,
+    ) -> None:
         self._where = f"worker {replica} at {address}"
-        self._channel = channel or grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._address = address
+        self._tls = tls
+        self._shown = tls.credentials() if tls is not None else None
+        self._channel = channel or open_channel(address, CHANNEL_OPTIONS, tls)
+        self._old: list[grpc.aio.Channel] = []
         self._stub: Any = worker_grpc.WorkerStub(self._channel)
-        self._decodes = DecodeClient(self._stub.Decode, partial(from_status, where=self._where))
+        self._decodes = DecodeClient(
+            lambda requests: self._stub.Decode(requests), partial(from_status, where=self._where)
+        )
 
     def prefill(self, request: Request) -> WorkerStream[worker.PrefillEvent]:
         message = worker.PrefillRequest(sequence=request_to_wire(request))
@@ -160,6 +175,12 @@ class WorkerClient:
         return self._decodes.start(message)
 
     def watch(self, interval_s: float) -> RpcStream[worker.LoadReport]:
+        """It is the first call after each break, so from here on certificates are those of now."""
+        if self._tls is not None and self._tls.credentials() is not self._shown:
+            self._shown = self._tls.credentials()
+            self._old.append(self._channel)  # what still runs there ends by itself
+            self._channel = open_channel(self._address, CHANNEL_OPTIONS, self._tls)
+            self._stub = worker_grpc.WorkerStub(self._channel)
         return self._stream(self._stub.Watch, worker.WatchRequest(interval_s=interval_s))
 
     async def renew(self, ticket_ids: Sequence[str]) -> set[str]:
@@ -206,7 +227,8 @@ class WorkerClient:
 
     async def close(self) -> None:
         await self._decodes.close()
-        await self._channel.close()
+        for channel in (*self._old, self._channel):
+            await channel.close()
 
     def _stream(self, method: Any, message: Any) -> RpcStream[Any]:
         try:

@@ -8,7 +8,7 @@ import os
 # write a line of their own into what that process says.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
-from hypothesis import settings  # noqa: E402
+from hypothesis import settings
 
 # A machine shared with others is slow for a moment: no example fails for that.
 settings.register_profile("kvasir", deadline=None)

@@ -6,6 +6,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,9 @@ from workers.allocator import keep_freed_memory
 from workers.config import WorkerConfig
 from workers.core.errors import CheckpointError, ConfigError
 from workers.launch import leave, run_worker
+from workers.logs import log_to_stderr
 
-FLAGS = ("role", "model", "replica", "pool", "host", "port", "metrics_port", "redis_url", "cluster")
+FLAGS = ("role", "model", "replica", "pool", "host", "port", "metrics_port", "redis", "cluster")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,12 +53,23 @@ def read_config(args: argparse.Namespace) -> WorkerConfig:
         raise ConfigError(f"worker config: {faults}") from error
 
 
+def _end_while_it_loads() -> None:
+    """A signal ends it at once until it serves: there is nothing to hand on. Process 1, which a
+    container's is, would not even hear of it without a handler, nor of one that came before."""
+    ends = (signal.SIGTERM, signal.SIGINT)
+    for number in ends:
+        signal.signal(number, lambda *_: os._exit(0))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ends)
+
+
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    _end_while_it_loads()
     keep_freed_memory()
     try:
+        config = read_config(_parser().parse_args())
+        log_to_stderr(config.logs, config.replica)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(run_worker(read_config(_parser().parse_args())))
+            runner.run(run_worker(config))
     except (ConfigError, CheckpointError) as error:
         print(f"kvasir worker: {error.message}", file=sys.stderr)
         return 2

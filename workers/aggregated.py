@@ -95,7 +95,7 @@ class AggregatedRole:
     def _prefilled(self, seq: Sequence, arrived: float) -> worker.Prefilled:
         began = self._began(seq)
         prefill_s = self._now() - began
-        self._meter.prefilled(began - arrived, prefill_s)
+        self._meter.prefilled(began - arrived, prefill_s, seq.request.traceparent)
         return worker.Prefilled(prefill_s=prefill_s)
 
     def _began(self, seq: Sequence) -> float:

@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 
 from workers.core.eviction import EvictionName
 from workers.core.roles import RoleName
+from workers.logs import LogStyle
+from workers.wire.redis_endpoint import RedisEndpoint
+from workers.wire.tls import InternalTls
 
 DType = Literal["auto", "bfloat16", "float32", "float16"]
 # Routers renew every 2 s: one renewal that fails must not cost the ticket.
@@ -91,10 +94,12 @@ class WorkerConfig(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(default=0, ge=0, le=65535)
     metrics_port: int = Field(default=0, ge=0, le=65535)
-    redis_url: str | None = None
+    redis: RedisEndpoint | None = None
+    tls: InternalTls | None = None
     engine: EngineConfig = EngineConfig()
     transport: TransportConfig = TransportConfig()
     ticket_ttl_s: TicketTtl = 10.0
+    logs: LogStyle = "text"
     grace_s: PositiveFloat = Field(
         default=20.0, description="a worker told to stop finishes or moves what it has so long"
     )

@@ -25,7 +25,6 @@ from workers.engine import Engine
 from workers.live import LiveSequences
 from workers.metrics import Meter
 from workers.transfer.receiver import Fetched, Receiver
-from workers.wire import common_pb2 as common
 from workers.wire import worker_pb2 as worker
 from workers.wire.codec import request_from_wire
 
@@ -174,16 +173,18 @@ class DecodeRole:
         except KvasirError as error:
             self._meter.fetch_failed(type(error).__name__)
             raise
-        self._note(message.ticket, waited, fetched)
+        self._note(message, waited, fetched)
         return _Admission(waited, fetched)
 
-    def _note(self, ticket: common.Ticket, waited_s: float, fetched: Fetched) -> None:
+    def _note(self, message: worker.DecodeRequest, waited_s: float, fetched: Fetched) -> None:
+        ticket = message.ticket
         self._meter.fetched(
             fetched.transport,
             fetched.num_bytes,
             wait_s=waited_s,
             transfer_s=fetched.seconds,
             exposed_s=fetched.exposed_s,
+            traceparent=message.sequence.traceparent,
         )
         if ticket.moving:
             self._meter.moved_in()

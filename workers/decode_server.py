@@ -15,6 +15,7 @@ from contextlib import aclosing
 from functools import partial
 
 from workers.core.errors import Code, KvasirError
+from workers.core.trace import speak_of
 from workers.wire import worker_pb2 as worker
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ class DecodeServer:
         del self._calls[number]
 
     async def _follow(self, number: int, request: worker.DecodeRequest) -> None:
+        speak_of(request.sequence.request_id, request.sequence.traceparent)
         try:
             async with aclosing(self._run(request)) as events:  # type: ignore[type-var]
                 async for event in events:

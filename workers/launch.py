@@ -34,7 +34,8 @@ from workers.transfer.threads import on_thread
 from workers.wire import common_pb2 as common
 from workers.wire.codec import role_to_wire
 from workers.wire.redis_keys import ReplicaRecord
-from workers.worker import STEP_LIMIT_S, Worker
+from workers.wire.tls import client_tls
+from workers.worker import STEP_LIMIT_S, Worker, WorkerState
 
 log = logging.getLogger("kvasir.worker")
 STEP_GRACE_S = 3.0  # a forward cannot be stopped; a worker told to stop waits so long for it
@@ -87,12 +88,15 @@ async def run_worker(
     ports = await runner.ports(transports, config.transport, config.host)
     worker, peers = _compose(config, runner, ports, transports)
     try:
-        server, port = await start_server(worker, config.host, config.port)
-        stop_metrics = worker.meter.serve(config.host, config.metrics_port)
+        server, port = await start_server(worker, config.host, config.port, config.tls)
+        metrics_port, stop_metrics = worker.meter.serve(
+            config.host, config.metrics_port, lambda: worker.state is WorkerState.READY
+        )
     except OSError as error:
         raise ConfigError(str(error)) from error
+    log.info("metrics on http://%s:%d/metrics", config.host, metrics_port)
     worker.me.address = f"{config.host}:{port}"
-    registry = Registry(config.redis_url, config.cluster, _record(config, worker), worker.events)
+    registry = Registry(config.redis, config.cluster, _record(config, worker), worker.events)
     worker.on_role = registry.set_role
     there = _be_there(config, worker, registry, peers, serving)
     stuck = False
@@ -222,7 +226,7 @@ def _compose(
         overlap=config.engine.overlaps(runner.on_gpu),
         eviction=config.engine.eviction,
     )
-    peers = GrpcPeers(SystemClock())
+    peers = GrpcPeers(SystemClock(), tls=client_tls(config.tls))
     worker = Worker(
         engine,
         common.ReplicaRef(id=config.replica, incarnation=secrets.token_hex(8)),

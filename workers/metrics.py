@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from workers.core.step_work import StepWork
+from workers.core.trace import exemplar
+
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 SCRAPE_S = 5.0
 
 
@@ -28,6 +33,20 @@ class Meter:
         self._bytes = self._count("transfer_bytes", "KV bytes fetched")
         self._fetches = self._count("fetches", "Fetches that ended well", "transport")
         self._fetches_failed = self._count("fetches_failed", "Fetches that broke off", "error")
+        self._steps = Histogram(
+            "kvasir_worker_step_seconds",
+            "Steps of the engine, by what they compute: prompts, next tokens, or both",
+            ["kind"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self._batch = Histogram(
+            "kvasir_worker_decode_batch_seqs",
+            "Sequences that a step gave their next token",
+            buckets=BATCHES,
+            registry=self.registry,
+        )
+        self._computed = self._count("prefill_tokens", "Prompt tokens computed, cached ones not")
         self._tokens = self._count("generated_tokens", "Tokens sampled")
         self._expired = self._count("tickets_expired", "Leases that ran out")
         self._moved_in = self._count("moved_in", "Running sequences taken over from others")
@@ -63,16 +82,35 @@ class Meter:
         """A figure read when it is scraped."""
         Gauge(f"kvasir_worker_{name}", what, registry=self.registry).set_function(read)
 
-    def prefilled(self, queue_s: float, prefill_s: float) -> None:
-        self._queue.observe(queue_s)
-        self._prefill.observe(prefill_s)
+    def total(self, name: str, what: str, read: Callable[[], float]) -> None:
+        """One that only grows and is counted elsewhere."""
+        self.registry.register(_Total(f"kvasir_worker_{name}", what, read))
+
+    def stepped(self, work: StepWork, seconds: float) -> None:
+        if work.decode_seqs:
+            self._batch.observe(work.decode_seqs)
+        self._computed.inc(work.prefill_tokens)
+        kind = ("mixed" if work.decode_seqs else "prefill") if work.prefill_tokens else "decode"
+        self._steps.labels(kind).observe(seconds)
+
+    def prefilled(self, queue_s: float, prefill_s: float, traceparent: str = "") -> None:
+        """`traceparent`: of the request, as of all that take it."""
+        self._queue.observe(queue_s, exemplar(traceparent))
+        self._prefill.observe(prefill_s, exemplar(traceparent))
 
     def fetched(
-        self, transport: str, num_bytes: int, *, wait_s: float, transfer_s: float, exposed_s: float
+        self,
+        transport: str,
+        num_bytes: int,
+        *,
+        wait_s: float,
+        transfer_s: float,
+        exposed_s: float,
+        traceparent: str = "",
     ) -> None:
-        self._admit.observe(wait_s)
-        self._transfer.observe(transfer_s)
-        self._exposed.observe(exposed_s)
+        self._admit.observe(wait_s, exemplar(traceparent))
+        self._transfer.observe(transfer_s, exemplar(traceparent))
+        self._exposed.observe(exposed_s, exemplar(traceparent))
         self._bytes.inc(num_bytes)
         self._fetches.labels(transport).inc()
 
@@ -104,16 +142,39 @@ class Meter:
     def ticket_expired(self) -> None:
         self._expired.inc()
 
-    def serve(self, host: str, port: int) -> Callable[[], None]:
-        """Expose /metrics; returns what stops it. Raises OSError when the port is taken."""
+    def serve(
+        self, host: str, port: int, ready: Callable[[], bool]
+    ) -> tuple[int, Callable[[], None]]:
+        """Expose /metrics, and /ready for probes; the port, and what stops it. Raises OSError when
+        the port is taken."""
         server, thread = start_http_server(port, addr=host, registry=_OnLoop(self.registry))
+        metrics: Any = server.get_app()
+
+        def app(environ: dict[str, Any], respond: Callable[..., object]) -> Iterable[bytes]:
+            if environ["PATH_INFO"] != "/ready":
+                answer: Iterable[bytes] = metrics(environ, respond)
+                return answer
+            respond("200 OK" if ready() else "503 Service Unavailable", [])
+            return []
+
+        server.set_app(app)
 
         def stop() -> None:
             server.shutdown()
             server.server_close()
             thread.join()
 
-        return stop
+        return server.server_port, stop
+
+
+class _Total(Collector):
+    def __init__(self, name: str, what: str, read: Callable[[], float]) -> None:
+        self._name = name
+        self._what = what
+        self._read = read
+
+    def collect(self) -> Iterable[Metric]:
+        yield CounterMetricFamily(self._name, self._what, self._read())
 
 
 class _OnLoop(Collector):

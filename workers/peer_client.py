@@ -14,6 +14,7 @@ from workers.core.clock import Clock
 from workers.core.errors import TicketError, TransferError
 from workers.wire import worker_pb2 as worker
 from workers.wire import worker_pb2_grpc as worker_grpc
+from workers.wire.tls import ClientTls, open_channel
 
 MAX_MESSAGE_BYTES = 64 << 20
 CONNECT_S = 5.0
@@ -25,16 +26,13 @@ CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", 2000),
     ("grpc.keepalive_timeout_ms", 2000),
+    ("grpc.http2.ping_timeout_ms", 2000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.enable_http_proxy", 0),
 )
-
-
-def open_channel(address: str) -> grpc.aio.Channel:
-    return grpc.aio.insecure_channel(address, CHANNEL_OPTIONS)
 
 
 class GrpcPeer:
@@ -70,6 +68,7 @@ class GrpcPeer:
 @dataclass(eq=False)
 class _Kept:
     channel: grpc.aio.Channel
+    shown: grpc.ChannelCredentials | None
     calls: int = 0
     used_at: float = 0.0
 
@@ -78,10 +77,15 @@ class GrpcPeers:
     """One channel an address, kept while it is used and a while longer."""
 
     def __init__(
-        self, clock: Clock, open_channel: Callable[[str], grpc.aio.Channel] = open_channel
+        self,
+        clock: Clock,
+        open_one: Callable[[str], grpc.aio.Channel] | None = None,
+        *,
+        tls: ClientTls | None = None,
     ) -> None:
         self._clock = clock
-        self._open_channel = open_channel
+        self._open = open_one or (lambda address: open_channel(address, CHANNEL_OPTIONS, tls))
+        self._tls = tls
         self._channels: dict[str, _Kept] = {}
         self._dropped: list[grpc.aio.Channel] = []
 
@@ -91,10 +95,13 @@ class GrpcPeers:
     @contextmanager
     def stub(self, address: str) -> Iterator[worker_grpc.WorkerStub]:
         """For one call. Raises TransferError when too many peers are spoken to at once."""
-        kept = self._channels.get(address)
+        kept, shown = self._channels.get(address), self._tls and self._tls.credentials()
+        if kept is not None and not kept.calls and kept.shown is not shown:
+            self._drop([address])
+            kept = None
         if kept is None:
             self._make_room()
-            kept = _Kept(self._open_channel(address))
+            kept = _Kept(self._open(address), shown)
             self._channels[address] = kept
         kept.calls += 1
         try:

@@ -80,7 +80,7 @@ class PrefillRole:
     def _first_token(self, seq: Sequence, arrived: float) -> worker.FirstToken:
         now = self._now()
         admitted = arrived if seq.admitted_at is None else seq.admitted_at
-        self._meter.prefilled(admitted - arrived, now - admitted)
+        self._meter.prefilled(admitted - arrived, now - admitted, seq.request.traceparent)
         self._meter.generated(1)
         return worker.FirstToken(
             finish_reason=finish_to_wire(seq.finish_reason),

@@ -16,6 +16,7 @@ from workers.core.roles import RoleName
 from workers.core.waits import happens
 from workers.event_log import EventPublisher
 from workers.wire.redis_client import RedisClient, connect_redis, read_replicas
+from workers.wire.redis_endpoint import RedisEndpoint
 from workers.wire.redis_keys import (
     EVENTS_KEPT,
     LEASE_S,
@@ -35,10 +36,14 @@ START = b"0-0"  # before the first entry of any stream
 
 
 class Registry:
-    """`url` None: nobody is told, events are only counted. Raises ConfigError for a bad URL."""
+    """`redis` None: nobody is told, events are only counted. Raises ConfigError for a bad URL."""
 
     def __init__(
-        self, url: str | None, cluster: str, record: ReplicaRecord, events: EventPublisher
+        self,
+        redis: RedisEndpoint | None,
+        cluster: str,
+        record: ReplicaRecord,
+        events: EventPublisher,
     ) -> None:
         self._cluster = cluster
         self._record = record
@@ -51,7 +56,7 @@ class Registry:
         self._place = START  # of the last entry written
         self._up: bool | None = None
         self._news = asyncio.Event()  # the record is another one
-        self._redis = connect_redis(url) if url else None
+        self._redis = connect_redis(redis) if redis else None
 
     async def run(self) -> None:
         """Renew the lease and publish events until cancelled."""

@@ -9,13 +9,17 @@ from typing import Any, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
+from grpc_health.v1 import health_pb2_grpc
 
 from workers.core.errors import KvasirError, TransferError
+from workers.core.trace import speak_of
 from workers.decode_server import DecodeServer
+from workers.health import Health
 from workers.peer_client import MAX_MESSAGE_BYTES
 from workers.wire import worker_pb2 as worker
 from workers.wire import worker_pb2_grpc as worker_grpc
-from workers.worker import Worker
+from workers.wire.tls import ServerTls, TlsFiles
+from workers.worker import Worker, WorkerState
 
 T = TypeVar("T")
 # At once, and in each Decode stream; more are refused, so that nobody fills our memory with them.
@@ -24,6 +28,10 @@ SERVER_OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),  # a taken port is an error, not a shared one
+    # A peer that vanished without a word: its calls end, and what they hold is free.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),  # what an unanswered ping is judged by: 60 s without it
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 1000),
     ("grpc.http2.max_ping_strikes", 0),
@@ -35,6 +43,7 @@ class WorkerServicer(worker_grpc.WorkerServicer):
         self._parts = parts
 
     async def Prefill(self, request: Any, context: Any) -> AsyncIterator[worker.PrefillEvent]:
+        speak_of(request.sequence.request_id, request.sequence.traceparent)
         async for event in _guarded(self._parts.prefill.prefill(request), context):
             yield event
 
@@ -120,13 +129,20 @@ async def _abort(context: Any, error: KvasirError) -> NoReturn:
     raise AssertionError("abort raises")
 
 
-async def start_server(parts: Worker, host: str, port: int) -> tuple[grpc.aio.Server, int]:
+async def start_server(
+    parts: Worker, host: str, port: int, tls: TlsFiles | None = None
+) -> tuple[grpc.aio.Server, int]:
     """Serve on host:port (0 = any free one); returns the server and its port. Raises OSError when
-    the port is taken."""
+    the port is taken, ConfigError for certificates that do not fit."""
     server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
     worker_grpc.add_WorkerServicer_to_server(WorkerServicer(parts), server)
+    ready = Health(lambda: parts.state is WorkerState.READY)
+    health_pb2_grpc.add_HealthServicer_to_server(ready, server)
     try:
-        bound = server.add_insecure_port(f"{host}:{port}")
+        if tls is None:
+            bound = server.add_insecure_port(f"{host}:{port}")
+        else:
+            bound = server.add_secure_port(f"{host}:{port}", ServerTls(tls).grpc_credentials())
     except RuntimeError as error:
         raise OSError(f"port {port} on {host} is taken: {error}") from error
     await server.start()

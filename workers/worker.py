@@ -72,6 +72,7 @@ class Worker:
         self.hung = asyncio.Event()  # a step has been running for longer than any step can
         self.on_role: Callable[[RoleName], object] = lambda role: None  # hears of each change
         self.meter = Meter()
+        engine.steps.heard = self.meter.stepped
         self.events = EventPublisher(engine.pool)
         pages = engine.runner.pages
         slot_bytes = max(1, config.staging_bytes // config.slots)
@@ -276,8 +277,14 @@ class Worker:
         self.meter.gauge(
             "tickets_open", "Tickets that are not over", lambda: len(self.desk.tickets.live())
         )
-        self.meter.gauge(
+        self.meter.total(
             "prefix_hit_tokens", "Prompt tokens found cached", lambda: scheduler.hit_tokens
+        )
+        self.meter.total(
+            "prefix_query_tokens", "Prompt tokens looked for", lambda: scheduler.query_tokens
+        )
+        self.meter.total(
+            "preemptions", "Sequences that gave their pages back", lambda: scheduler.preemptions
         )
         counts = self.receiver.counts
         self.meter.gauge("pairs", "Ends of pairs", lambda: len(self._pairs()))
@@ -287,20 +294,22 @@ class Worker:
             lambda: sum(bool(p.failed) for p in self._pairs()),
         )
         self.meter.gauge(
-            "pair_staging_bytes", "Staging", lambda: sum(p.staging_bytes for p in self._pairs())
+            "pair_staging_bytes",
+            "Staging of all pairs",
+            lambda: sum(p.staging_bytes for p in self._pairs()),
         )
         self.meter.gauge(
             "peers_quarantined",
             "Replicas whose blocks come inside gRPC for now",
             lambda: len(self.receiver_pairs.quarantined()),
         )
-        self.meter.gauge(
+        self.meter.total(
             "checksum_mismatches", "Blocks that came changed", lambda: counts.mismatched
         )
-        self.meter.gauge(
+        self.meter.total(
             "blocks_refetched", "Blocks that came well at last", lambda: counts.refetched
         )
-        self.meter.gauge(
+        self.meter.total(
             "checksum_gave_up", "Blocks that came changed every time", lambda: counts.gave_up
         )
 

@@ -1,5 +1,5 @@
-"""cluster.yaml as two Ray Serve applications, in the words of Serve's config file: the router, and
-all pools. Each can change while the other stays."""
+"""cluster.yaml as Ray Serve applications, in the words of Serve's config file: the router, all
+pools, and the planner where there is one. Each can change while the others stay."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from cluster.backends.ray_resources import ROUTER_CPUS, rank_cpus, rank_gpus
+from cluster.autoscaler.config import planner_slice
+from cluster.backends.ray_resources import ROUTER_CPUS
 from cluster.config import ClusterConfig, PoolConfig
+from cluster.config_planner import rank_cpus, rank_gpus
+from workers.wire.redis_endpoint import RedisEndpoint
 
 App = dict[str, Any]  # a ServeApplicationSchema
 # The planner has its own patience.
@@ -25,8 +28,27 @@ def pools_name(cluster: str) -> str:
     return f"{cluster}-pools"
 
 
-def router_app(config: ClusterConfig, model: str, model_dir: Path, redis_url: str) -> App:
-    slice_ = config.router_slice(model=model, redis_url=redis_url)
+def planner_name(cluster: str) -> str:
+    return f"{cluster}-planner"
+
+
+def planner_app(config: ClusterConfig, model: str, redis: RedisEndpoint) -> App:
+    """It asks Serve where the router is, where the config names none."""
+    slice_ = planner_slice(config, model=model, redis=redis, routers=())
+    return {
+        "name": planner_name(config.name),
+        "route_prefix": None,
+        "import_path": "cluster.app:planner",
+        "args": {
+            "planner": slice_.model_dump(mode="json"),
+            "router_app": router_name(config.name),
+        },
+        "deployments": [{"name": "planner"}],
+    }
+
+
+def router_app(config: ClusterConfig, model: str, model_dir: Path, redis: RedisEndpoint) -> App:
+    slice_ = config.router_slice(model=model, redis=redis)
     # Classes hold at once; all the rest makes a new router.
     args = {
         "router": slice_.model_dump(mode="json", exclude={"slo"}),
@@ -48,7 +70,7 @@ def pools_app(
     config: ClusterConfig,
     model: str,
     model_dir: Path,
-    redis_url: str,
+    redis: RedisEndpoint,
     host: str | None,
     surge: int,
 ) -> App:
@@ -60,7 +82,7 @@ def pools_app(
         "route_prefix": None,
         "import_path": "cluster.app:pools",
         "args": {
-            "pools": [_pool_args(config, pool, model, model_dir, redis_url, host) for pool in pools]
+            "pools": [_pool_args(config, pool, model, model_dir, redis, host) for pool in pools]
         },
         "deployments": [
             {"name": pool.name, "max_surge_percent": surge} | _size(pool) for pool in pools
@@ -69,7 +91,7 @@ def pools_app(
     if any(pool.least < pool.most for pool in pools):
         app["autoscaling_policy"] = {
             "policy_function": "cluster.plan_policy:PlanPolicy",
-            "policy_kwargs": {"redis_url": redis_url, "cluster": config.name},
+            "policy_kwargs": {"redis": redis.model_dump(mode="json"), "cluster": config.name},
         }
     return app
 
@@ -79,12 +101,12 @@ def _pool_args(
     pool: PoolConfig,
     model: str,
     model_dir: Path,
-    redis_url: str,
+    redis: RedisEndpoint,
     host: str | None,
 ) -> dict[str, Any]:
     cpus = rank_cpus(config, pool)
     threads = config.engine.threads or max(1, int(cpus))
-    slice_ = config.worker_slice(pool, pool.name, model, redis_url, threads)
+    slice_ = config.worker_slice(pool, pool.name, model, redis, threads)
     return {
         "worker": slice_.model_dump(mode="json"),
         "cpus": cpus,

@@ -11,10 +11,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.backends.ray_apps import App, pools_app, pools_name, router_app, router_name
+from cluster.backends.ray_apps import (
+    App,
+    planner_app,
+    planner_name,
+    pools_app,
+    pools_name,
+    router_app,
+    router_name,
+)
 from cluster.backends.ray_cluster import Applications
 from cluster.backends.ray_resources import Ask, Resources, asks, check_resources, unplaced
 from cluster.config import ClusterConfig
+from workers.wire.redis_endpoint import RedisEndpoint
 
 NO_ROOM = "no room for a second version: replicas are replaced one after the other"
 DRAIN_MARGIN_S = 30.0  # beside the grace: Serve looks, kills and counts
@@ -28,15 +37,20 @@ class Deployment:
     config: ClusterConfig
     model: str
     model_dir: Path
-    redis_url: str
+    redis: RedisEndpoint
     host: str | None
 
     def router(self) -> App:
-        return router_app(self.config, self.model, self.model_dir, self.redis_url)
+        return router_app(self.config, self.model, self.model_dir, self.redis)
+
+    def planner(self) -> App | None:
+        if self.config.planner.mode == "off":
+            return None
+        return planner_app(self.config, self.model, self.redis)
 
     def pools(self, surge: int) -> App:
         config, model = self.config, self.model
-        return pools_app(config, model, self.model_dir, self.redis_url, self.host, surge)
+        return pools_app(config, model, self.model_dir, self.redis, self.host, surge)
 
 
 async def deploy(wanted: Deployment, apps: Applications, say: Callable[[str], None]) -> None:
@@ -53,17 +67,19 @@ async def deploy(wanted: Deployment, apps: Applications, say: Callable[[str], No
         router["args"] = old_router["args"]  # an equal tokenizer, wherever it lies
     elif old_router is not None:
         say("the router is replaced: its ports do not answer for a moment")
-    await apps.apply([pools, router])
+    planner, planner_id = wanted.planner(), planner_name(wanted.config.name)
+    gone = [planner_id] if planner is None and planner_id in applied else []
+    await apps.apply([pools, router, *([planner] if planner is not None else [])], without=gone)
+    # The planner needs the others, and nobody needs it to be served.
     await apps.wait_running([pools["name"], router["name"]])
 
 
 async def delete(config: ClusterConfig, apps: Applications) -> bool:
-    """Pools drain while the router still carries what they had, then it goes too. False: there is
-    nothing of that name."""
+    """The planner first, so that nothing starts any more. Pools drain while the router still
+    carries what they had, then it goes too. False: there is nothing of that name."""
     applied = await apps.there()
-    found = [
-        name for name in (pools_name(config.name), router_name(config.name)) if name in applied
-    ]
+    names = (planner_name(config.name), pools_name(config.name), router_name(config.name))
+    found = [name for name in names if name in applied]
     for name in found:
         await apps.apply([], without=[name])
         await apps.wait_gone([name], config.grace_s + DRAIN_MARGIN_S)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 
+from cluster.access import Access, own_access
 from cluster.admin_client import AdminClient
 from cluster.backends.local import Audience, first_fault, nearby, own_redis, with_ports
 from cluster.backends.ray_cluster import Applications, joined, started
@@ -20,6 +21,7 @@ from cluster.config import ClusterConfig
 from cluster.redis_server import forget
 from router.flow.classes import SloConfig
 from workers.core.errors import ConfigError
+from workers.wire.redis_endpoint import RedisEndpoint
 
 LOOPBACK = "127.0.0.1"
 
@@ -39,7 +41,7 @@ class RayLocalCluster:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[ClusterConfig]:
         """Yields the config with its real ports once requests are answered; then ends all of it."""
-        if self._address is not None and self.config.redis.url is None:
+        if self._address is not None and not self.config.redis.given:
             raise ConfigError("replicas on other nodes need a Redis that they reach: set redis.url")
         config = with_ports(self.config)
         self._admin = str(nearby(config.router.grpc))
@@ -47,33 +49,34 @@ class RayLocalCluster:
             with run_folder() as folder:
                 supervisor = Supervisor(folder, self._audience.say)
                 async with (
-                    own_redis(config, supervisor, folder) as redis_url,
+                    own_redis(config, supervisor, folder) as redis,
                     _in_thread(self._ray(config)),
                 ):
                     _retake_signals()
-                    async with self._deployed(config, redis_url):
+                    async with self._deployed(config, redis):
                         supervisor.ready = True
                         yield config
         except BaseExceptionGroup as group:
             raise first_fault(group) from None
 
     @asynccontextmanager
-    async def _deployed(self, config: ClusterConfig, redis_url: str) -> AsyncIterator[None]:
+    async def _deployed(self, config: ClusterConfig, redis: RedisEndpoint) -> AsyncIterator[None]:
         self._audience.say("Ray is up; Serve places the replicas")
         where = LOOPBACK if self._address is None else None
         model = str(self.model_dir) if where else config.model
         apps = Applications()
         await apps.open()
         try:
-            wanted = Deployment(config, model, self.model_dir, redis_url, where)
+            wanted = Deployment(config, model, self.model_dir, redis, where)
             await deploy(wanted, apps, self._audience.say)
             yield
         finally:
             await delete(config, apps)
-            await forget(redis_url, config.name)
+            await forget(redis, config.name)
 
     async def set_slo(self, slo: SloConfig) -> None:
-        await asyncio.to_thread(_tell, self._admin, slo.model_dump_json())
+        access = own_access(self.config.router.tls, self.config.router.api_keys)
+        await asyncio.to_thread(_tell, self._admin, access, slo.model_dump_json())
 
     def _ray(self, config: ClusterConfig) -> AbstractContextManager[None]:
         if self._address is not None:
@@ -104,6 +107,6 @@ def _retake_signals() -> None:
         signal.signal(number, signal.getsignal(number))
 
 
-def _tell(router: str, slo: str) -> None:
-    with AdminClient(router) as client:
+def _tell(router: str, access: Access, slo: str) -> None:
+    with AdminClient(router, access) as client:
         client.set_slo(slo)

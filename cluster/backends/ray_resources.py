@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cluster.config import ClusterConfig, PoolConfig
+from cluster.config import ClusterConfig
+from cluster.config_planner import rank_cpus, rank_gpus
 from workers.core.errors import ConfigError
 
 ROUTER_CPUS = 1.0
@@ -25,18 +26,6 @@ class Ask:
     def __str__(self) -> str:
         gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
         return f"{self.who}: {self.count} x {self.cpus:g} CPU{gpus}"
-
-
-def rank_cpus(config: ClusterConfig, pool: PoolConfig) -> float:
-    if pool.num_cpus is not None:
-        return pool.num_cpus
-    return float(config.engine.threads or 1)
-
-
-def rank_gpus(config: ClusterConfig, pool: PoolConfig) -> float:
-    if pool.num_gpus is not None:
-        return pool.num_gpus
-    return 0.0 if (pool.hardware or config.hardware) == "cpu" else 1.0
 
 
 def asks(config: ClusterConfig) -> list[Ask]:

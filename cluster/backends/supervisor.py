@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,37 @@ class Patience:
         return min(self.longest_s, self.first_s * 2 ** max(0, failures - 1))
 
 
+class Tier:
+    """Children that run side by side; others may join them, and each may leave."""
+
+    def __init__(self, supervisor: Supervisor, group: asyncio.TaskGroup) -> None:
+        self._supervisor = supervisor
+        self._group = group
+        self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._graces: dict[str, float] = {}
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of those that run, those that are ending too."""
+        return frozenset(self._keepers)
+
+    def add(self, spec: ChildSpec) -> None:
+        keeping = self._supervisor.keep(spec, self._graces)
+        self._keepers[spec.name] = self._group.create_task(keeping, name=spec.name)
+
+    async def retire(self, name: str, grace_s: float) -> None:
+        """SIGTERM, and SIGKILL when `grace_s` is over; it is not started again."""
+        keeper = self._keepers[name]
+        self._graces[name] = grace_s
+        keeper.cancel()
+        await asyncio.wait([keeper])
+        del self._keepers[name], self._graces[name]
+
+    def end(self) -> None:
+        for keeper in self._keepers.values():
+            keeper.cancel()
+
+
 class Supervisor:
     """`say` gets one line for people. Set `ready` once the whole cluster has been up."""
 
@@ -48,18 +79,19 @@ class Supervisor:
         self._clock = clock or SystemClock()
 
     @asynccontextmanager
-    async def tier(self, specs: Sequence[ChildSpec]) -> AsyncIterator[None]:
+    async def tier(self, specs: Sequence[ChildSpec]) -> AsyncIterator[Tier]:
         """The children run while the block does; leaving it ends them, all at once.
 
         Raises ConfigError (in an exception group) where one of them cannot start.
         """
         async with asyncio.TaskGroup() as group:
-            keepers = [group.create_task(self._keep(spec), name=spec.name) for spec in specs]
+            tier = Tier(self, group)
+            for spec in specs:
+                tier.add(spec)
             try:
-                yield
+                yield tier
             finally:
-                for keeper in keepers:
-                    keeper.cancel()
+                tier.end()
 
     def last_line(self, name: str) -> str:
         """What the child said last, for people who wait for it."""
@@ -67,7 +99,8 @@ class Supervisor:
         words = child.last_words(lines=1) if child else ""
         return f"{name}: {words or 'starting'}"
 
-    async def _keep(self, spec: ChildSpec) -> None:
+    async def keep(self, spec: ChildSpec, graces: Mapping[str, float]) -> None:
+        """Until cancelled. `graces`: of children that get longer than others to end."""
         failures = 0
         while True:
             began = self._clock.now()
@@ -79,7 +112,7 @@ class Supervisor:
                 failures += 1
                 reason = f"cannot be started ({error})"
             else:
-                code = await self._until_dead(child)
+                code = await self._until_dead(child, spec.name, graces)
                 steady = self._clock.now() - began > self._patience.steady_s
                 failures = 1 if steady else failures + 1
                 if not self.ready:
@@ -89,12 +122,12 @@ class Supervisor:
             self.say(f"{spec.name} {reason}; starting it again in {delay:.1f} s")
             await asyncio.sleep(delay)
 
-    async def _until_dead(self, child: Child) -> int:
+    async def _until_dead(self, child: Child, name: str, graces: Mapping[str, float]) -> int:
         """Its exit code. Ends it when we are cancelled."""
         try:
             return await child.wait()
         finally:
-            await child.stop(self._patience.grace_s)
+            await child.stop(graces.get(name, self._patience.grace_s))
 
     def _check_start(self, spec: ChildSpec, child: Child, code: int, failures: int) -> None:
         if code == CONFIG_FAULT:

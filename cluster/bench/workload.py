@@ -20,7 +20,8 @@ WORDS = "a be of in to it on he as do at by we or an my so up if go me no us am 
 @dataclass(frozen=True, slots=True)
 class Job:
     """One request to send. `blocks`: a seed for each reusable block of the prompt; two jobs whose
-    seeds are equal up to a block have equal tokens up to its end. `seed` makes the rest."""
+    seeds are equal up to a block have equal tokens up to its end. `seed` makes the rest.
+    `slo_class` and `tenant`: where the trace says them."""
 
     at_s: float
     input_tokens: int
@@ -28,6 +29,8 @@ class Job:
     seed: str
     blocks: tuple[str, ...] = ()
     block_size: int = 0
+    slo_class: str | None = None
+    tenant: str = ""
 
     def token_ids(self) -> list[int]:
         """The prompt: `input_tokens` ids that follow from the seeds alone."""
@@ -70,6 +73,8 @@ def read_trace(path: Path, *, limit: int | None = None, speed: float = 1.0) -> l
                     seed=f"row {number}",
                     blocks=tuple(f"block {hash_id}" for hash_id in hashes[:reusable]),
                     block_size=block_size,
+                    slo_class=row.get("slo_class") or None,
+                    tenant=row.get("tenant") or "",
                 )
             )
         except (ValueError, KeyError, TypeError) as error:

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from cluster.access import Access, ApiKey, Ca, Cert
 from cluster.bench.client import Target, find_model
 from cluster.bench.report import Slo, as_table, summarise
 from cluster.bench.runner import Run
@@ -50,6 +51,9 @@ def serve(
     slo: Annotated[str | None, typer.Option(help="ttft=1s,itl=50ms: reports goodput")] = None,
     timeout_s: Annotated[float, typer.Option(help="longest silence of one request")] = 120.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the report here")] = None,
+    api_key: ApiKey = None,
+    ca: Ca = None,
+    cert: Cert = None,
 ) -> None:
     """Replay a trace or a synthetic workload and print latencies, throughput and goodput."""
     if rate is not None and (concurrency is not None or trace is not None):
@@ -69,7 +73,11 @@ def serve(
             seed=seed,
         )
     )
-    report = asyncio.run(_measure(url, model, jobs, scale, concurrency, timeout_s, target_slo))
+    report = asyncio.run(
+        _measure(
+            url, Access(api_key, ca, cert), model, jobs, scale, concurrency, timeout_s, target_slo
+        )
+    )
     Console(highlight=False).print(as_table(report))
     if json_file:
         json_file.write_text(json.dumps(report, indent=2) + "\n")
@@ -79,6 +87,7 @@ def serve(
 
 async def _measure(
     url: str,
+    access: Access,
     model: str | None,
     jobs: Sequence[Job],
     scale: str,
@@ -98,7 +107,12 @@ async def _measure(
     )
     address = parse_url(url)
     async with httpx.AsyncClient(
-        base_url=address, timeout=timeout, limits=limits, trust_env=takes_proxy(address)
+        base_url=address,
+        timeout=timeout,
+        limits=limits,
+        trust_env=takes_proxy(address),
+        headers=access.headers,
+        verify=access.context(),
     ) as client:
         name, context_length = await find_model(client, model)
         factor = scale_factor(jobs, scale, context_length)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import httpx
 import typer
 
+from cluster.access import Access, ApiKey, Ca, Cert
 from cluster.endpoint import parse_url, takes_proxy
 from workers.core.errors import InvalidRequest, KvasirError, Unavailable
 
@@ -22,11 +23,21 @@ def chat(
     system: Annotated[str | None, typer.Option(help="a system message")] = None,
     temperature: Annotated[float, typer.Option(min=0)] = 0.0,
     max_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    api_key: ApiKey = None,
+    ca: Ca = None,
+    cert: Cert = None,
 ) -> None:
     """Chat over several turns. Ctrl-C ends an answer, Ctrl-D leaves; piped: one turn a line."""
     address, timeout = parse_url(url), httpx.Timeout(60.0, connect=5.0)
     interactive = sys.stdin.isatty()
-    with httpx.Client(base_url=address, timeout=timeout, trust_env=takes_proxy(address)) as client:
+    access = Access(api_key, ca, cert)
+    with httpx.Client(
+        base_url=address,
+        timeout=timeout,
+        trust_env=takes_proxy(address),
+        headers=access.headers,
+        verify=access.context(),
+    ) as client:
         name = model or _first_model(client)
         options = {"model": name, "temperature": temperature, "max_tokens": max_tokens}
         messages = [{"role": "system", "content": system}] if system else []

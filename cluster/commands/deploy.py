@@ -28,16 +28,14 @@ def deploy(
 ) -> None:
     """Start or update the cluster of a config on Ray Serve."""
     settings = load_config(config)
-    if settings.redis.url is None:
-        raise ConfigError("redis.url: a cluster on Ray needs a Redis that every node reaches")
+    if not settings.redis.given:
+        raise ConfigError("redis: a cluster on Ray needs a Redis that every node reaches")
     try:
         from cluster.backends import ray_apps, ray_cluster, ray_deploy
     except ImportError as error:
         raise ConfigError("Ray Serve is not here: install kvasir[ray]") from error
     model_dir = resolve_model(settings.model)
-    wanted = ray_deploy.Deployment(
-        settings, settings.model, model_dir, settings.redis.url, host=None
-    )
+    wanted = ray_deploy.Deployment(settings, settings.model, model_dir, settings.redis, host=None)
     if write:
         apps: list[ray_apps.App] = [wanted.pools(surge=0), wanted.router()]
         yaml.safe_dump({"applications": apps}, sys.stdout, sort_keys=False)
@@ -50,7 +48,7 @@ async def _apply(wanted: object) -> None:
     from cluster.backends import ray_cluster, ray_deploy
 
     assert isinstance(wanted, ray_deploy.Deployment)
-    await check(wanted.redis_url)
+    await check(wanted.redis)
     apps = ray_cluster.Applications()
     await apps.open()
     await ray_deploy.deploy(wanted, apps, _say)
@@ -64,8 +62,7 @@ async def _delete(config: ClusterConfig) -> None:
     apps = ray_cluster.Applications()
     await apps.open()
     there = await ray_deploy.delete(config, apps)
-    assert config.redis.url is not None
-    await forget(config.redis.url, config.name)
+    await forget(config.redis, config.name)
     print(f"kvasir {config.name} is gone" if there else f"no {config.name} was deployed")
 
 

@@ -1,4 +1,5 @@
-"""`kvasir explain`: why a request went where it went, and where its time went."""
+"""`kvasir explain`: why a request went where it went, and where its time went; `scale` stands in
+explain_scale.py."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from cluster.access import Access, ApiKey, Ca, Cert
 from cluster.admin_client import AdminClient
+from cluster.commands.explain_scale import scale
 from cluster.commands.status import DEFAULT_ROUTER, Router
 from workers.wire import admin_pb2 as admin
 from workers.wire.as_dict import as_dict
@@ -21,7 +24,10 @@ TABLE_WIDTH = 140  # ids are there to be copied: a narrow terminal wraps the lin
 BAR = 40  # cells of the longest part
 EIGHTHS = " ▏▎▍▌▋▊▉"
 
-app = typer.Typer(help="Why a request went where it went.", no_args_is_help=True)
+app = typer.Typer(
+    help="Why a request went where it went, or pools their size.", no_args_is_help=True
+)
+app.command()(scale)
 Json = Annotated[bool, typer.Option("--json", help="one JSON object, every field in it")]
 
 
@@ -35,9 +41,12 @@ def request(
     ],
     router: Router = DEFAULT_ROUTER,
     as_json: Json = False,
+    api_key: ApiKey = None,
+    ca: Ca = None,
+    cert: Cert = None,
 ) -> None:
     """Candidates and predictions of each decision, what then happened, and two waterfalls."""
-    with AdminClient(router) as client:
+    with AdminClient(router, Access(api_key, ca, cert)) as client:
         answer = client.explain_request(name)
     if as_json:
         typer.echo(json.dumps(as_dict(answer), indent=2))
@@ -53,9 +62,12 @@ def requests(
     router: Router = DEFAULT_ROUTER,
     limit: Annotated[int, typer.Option(min=1, help="how many")] = 20,
     as_json: Json = False,
+    api_key: ApiKey = None,
+    ca: Ca = None,
+    cert: Cert = None,
 ) -> None:
     """The newest requests that can be explained."""
-    with AdminClient(router) as client:
+    with AdminClient(router, Access(api_key, ca, cert)) as client:
         answer = client.recent_requests(limit)
     if as_json:
         typer.echo(json.dumps(as_dict(answer), indent=2))

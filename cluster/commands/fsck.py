@@ -9,6 +9,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from cluster.access import Access, ApiKey, Ca, Cert
 from cluster.admin_client import AdminClient
 from cluster.commands.status import DEFAULT_ROUTER
 from workers.wire import admin_pb2 as admin
@@ -17,12 +18,18 @@ Routers = Annotated[list[str], typer.Option("--router", help="gRPC address; once
 Repair = Annotated[bool, typer.Option("--repair", help="mend what differs")]
 
 
-def fsck(router: Routers = [DEFAULT_ROUTER], repair: Repair = False) -> None:  # noqa: B006
+def fsck(
+    router: Routers = [DEFAULT_ROUTER],  # noqa: B006
+    repair: Repair = False,
+    api_key: ApiKey = None,
+    ca: Ca = None,
+    cert: Cert = None,
+) -> None:
     """Compare the block tables of workers, Redis and routers; exit code 1 if they still differ."""
     console = Console(highlight=False)
     clean = True
     for address in router:
-        with AdminClient(address) as client:
+        with AdminClient(address, Access(api_key, ca, cert)) as client:
             answer = client.fsck(repair)
         console.print(fsck_table(address, answer))
         for line in remarks(answer, repair):

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from cluster.access import Access, ApiKey, Ca, Cert
 from cluster.commands.status import DEFAULT_ROUTER
 from cluster.recording import JsonLines, Recorder
 
@@ -24,6 +25,9 @@ def record(
     steps: Steps = None,
     duration: Duration = None,
     router: Routers = [DEFAULT_ROUTER],  # noqa: B006
+    api_key: ApiKey = None,
+    ca: Ca = None,
+    cert: Cert = None,
 ) -> None:
     """Save what arrives as a trace that `kvasir simulate` and `kvasir bench serve` read: when it
     came, how long it and its answer were, which prefixes it shares, what became of it. Prompts and
@@ -31,7 +35,7 @@ def record(
     with ExitStack() as files:
         requests = files.enter_context(JsonLines(out))
         measured = files.enter_context(JsonLines(steps)) if steps is not None else None
-        recorder = Recorder(requests, measured)
+        recorder = Recorder(requests, measured, Access(api_key, ca, cert))
         asyncio.run(_record(recorder, router, duration))
     what = ", ".join(f"{count} {name}" for name, count in sorted(recorder.outcomes.items()))
     print(f"{requests.count} requests in {out} ({what or 'nobody asked for anything'})")

@@ -162,10 +162,12 @@ class _Screen:
 
     def ready(self, settled: ClusterConfig) -> None:
         self._spinner.stop()
-        url, grpc = base_url(settled.router.http), settled.router.grpc
+        door, grpc = settled.router, settled.router.grpc
+        url = base_url(door.http, door.tls)
+        key = ' -H "authorization: Bearer $KVASIR_API_KEY"' if door.api_keys is not None else ""
         print(f"kvasir ready: HTTP {url}  gRPC {grpc}  model {settled.model_name}")
         print(
-            f"\n  curl -N {url}/v1/chat/completions -H 'content-type: application/json' \\\n"
+            f"\n  curl -N {url}/v1/chat/completions -H 'content-type: application/json'{key} \\\n"
             f'    -d \'{{"model": "{settled.model_name}", "stream": true, "messages": '
             '[{"role": "user", "content": "What is the capital of France?"}]}\'\n',
             flush=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ from cluster.simulator.fleet.figures import Figures, Quantiles, figures
 from cluster.simulator.fleet.page import page
 from cluster.simulator.fleet.play import play
 from cluster.simulator.fleet.setup import Options, fleet_plan, read_model, resized
+from router.flow.classes import SloConfig
 from router.placement.placement import Disaggregation
 from workers.core.errors import ConfigError
 
@@ -45,7 +47,13 @@ def cluster(
         list[str] | None, typer.Option(help="POOL=N instead of the config's; may be repeated")
     ] = None,
     slo_class: Annotated[
-        str | None, typer.Option("--class", help="of the requests; else the config's default")
+        str | None,
+        typer.Option(
+            "--class", help="of all requests; else as the trace says, or the config's default"
+        ),
+    ] = None,
+    steps: Annotated[
+        Path | None, typer.Option(help="of a live cluster, as `kvasir record --steps` wrote them")
     ] = None,
     fail: Annotated[
         list[str] | None,
@@ -63,13 +71,10 @@ def cluster(
     loaded = load_config(config)
     if replicas:
         loaded = resized(loaded, _sizes(replicas))
-    if slo_class is not None and slo_class not in loaded.slo.classes:
-        raise ConfigError(
-            f"no service class {slo_class!r}; there are: {', '.join(loaded.slo.classes)}"
-        )
-    plan = fleet_plan(loaded, read_model(model or loaded.model), Options(mode, noise, seed))
+    plan = fleet_plan(loaded, read_model(model or loaded.model), Options(mode, noise, seed, steps))
     failures = read_failures(fail or [], [replica.name for replica in plan.replicas])
     jobs = spread(read_trace(trace), seed)
+    _check_classes(loaded.slo, [slo_class] if slo_class else [job.slo_class for job in jobs])
     speed = scale if rate is None else rate * jobs[-1].at_s / max(1, len(jobs) - 1) or 1.0
     window_s = duration or max(1.0, jobs[-1].at_s / speed)
     block_size = loaded.engine.block_size
@@ -82,6 +87,15 @@ def cluster(
     if report is not None:
         title = f"{trace.name} on {', '.join(f'{p.replicas} {n}' for n, p in found.pools.items())}"
         report.write_text(page(title, played, found))
+
+
+def _check_classes(slo: SloConfig, asked: Sequence[str | None]) -> None:
+    for name in dict.fromkeys(asked):
+        if name is not None and name not in slo.classes:
+            raise ConfigError(
+                f"no service class {name!r}; there are: {', '.join(slo.classes)}. "
+                "--class NAME puts all requests into one"
+            )
 
 
 def _sizes(given: list[str]) -> dict[str, int]:

@@ -9,6 +9,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from cluster.access import Access, ApiKey, Ca, Cert
 from cluster.admin_client import AdminClient
 from workers.wire import admin_pb2 as admin
 from workers.wire import common_pb2 as common
@@ -17,9 +18,14 @@ Router = Annotated[str, typer.Option("--router", help="gRPC address of the route
 DEFAULT_ROUTER = "127.0.0.1:9000"
 
 
-def status(router: Router = DEFAULT_ROUTER) -> None:
+def status(
+    router: Router = DEFAULT_ROUTER,
+    api_key: ApiKey = None,
+    ca: Ca = None,
+    cert: Cert = None,
+) -> None:
     """Pools, replicas, their load, KV use and prefix hits; how right predictions are."""
-    with AdminClient(router) as client:
+    with AdminClient(router, Access(api_key, ca, cert)) as client:
         answer = client.status()
     console = Console(highlight=False)
     console.print(replica_table(answer))

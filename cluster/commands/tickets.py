@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cluster.access import Access, ApiKey, Ca, Cert
 from cluster.admin_client import AdminClient
 from cluster.commands.status import DEFAULT_ROUTER, Router
 from workers.wire import admin_pb2 as admin
@@ -21,9 +22,15 @@ UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 Json = Annotated[bool, typer.Option("--json", help="one JSON object, every field in it")]
 
 
-def tickets(router: Router = DEFAULT_ROUTER, as_json: Json = False) -> None:
+def tickets(
+    router: Router = DEFAULT_ROUTER,
+    as_json: Json = False,
+    api_key: ApiKey = None,
+    ca: Ca = None,
+    cert: Cert = None,
+) -> None:
     """Handoffs that are open now, how each came to be where it is, and the workers' pairs."""
-    with AdminClient(router) as client:
+    with AdminClient(router, Access(api_key, ca, cert)) as client:
         answer = client.tickets()
     if as_json:
         typer.echo(json.dumps(as_dict(answer), indent=2))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from functools import cache
 
-from cluster.planner.mix import ClassMix, Mix
+from cluster.planner.mix import Mix
 from cluster.planner.queueing import Wait
 from cluster.planner.signals import PoolSpec
 from router.flow.classes import SloConfig
@@ -27,7 +27,7 @@ class DecodeModel:
 
     def __init__(self, mix: Mix, latency: LatencyModel, pool: PoolSpec, slo: SloConfig) -> None:
         self.output = sum(each.share * each.outputs.mean for each in mix.classes)
-        held = sum(each.share * _token_steps(each) for each in mix.classes)
+        held = sum(each.share * each.token_steps for each in mix.classes)
         # KV of a sequence at a random moment of its decoding: longer answers are met more often.
         self.context = held / self.output if self.output else 1.0
         context = max(1, math.ceil(self.context))
@@ -81,8 +81,3 @@ class DecodeModel:
             return 0.0
         wait = Wait(servers * self.batch, rate, self._stay_s, self._ca2, self._cs2)
         return 1.0 - sum(share * wait.beyond(patience_s) for share, patience_s in self._patience)
-
-
-def _token_steps(each: ClassMix) -> float:
-    """Tokens held, summed over the steps of one answer."""
-    return each.outputs.mean * each.prompts.mean + each.outputs.mean_square / 2

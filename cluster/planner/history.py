@@ -61,12 +61,6 @@ class History:
             return None
         return sum(self._rates[place] for place in range(last - bins + 1, last + 1)) / bins
 
-    def repeats(self, period_s: float) -> float:
-        """Mean difference between the newest bins and those a period before."""
-        lag = round(period_s / self.bin_s)
-        rates = np.array(self._rates)
-        return float(np.abs(rates[lag:] - rates[:-lag]).mean()) if 0 < lag < len(rates) else 0.0
-
     def cycle_s(self) -> float | None:
         """The period that the load repeats with, seen one and a half times; None where there is
         none. By autocorrelation: its highest peak beyond its first dip below zero."""

@@ -15,7 +15,7 @@ from cluster.planner.cold_start import ColdStarts
 from cluster.planner.decode_model import MOST_BUSY, DecodeModel
 from cluster.planner.forecast import Ahead, Forecast
 from cluster.planner.hysteresis import Settled
-from cluster.planner.mix import Mix, Recent
+from cluster.planner.mix import OVER_S, Mix, Recent
 from cluster.planner.needs import Need, Rates, Servers, Sizer
 from cluster.planner.options import Options
 from cluster.planner.plan import Inputs, Plan, PoolPlan, Prediction, RoleInputs
@@ -26,6 +26,7 @@ from router.flow.classes import SloConfig
 from router.latency import LatencyModel
 
 MOST_BACKLOG = 0.5  # of the load, on top of it for the queue's sake
+KNOWN = 4.0  # answers that ended, for each that is under way: fewer tell of short ones only
 IN_PASSING_S = 1.0  # of arrivals that wait are no backlog
 
 
@@ -62,7 +63,7 @@ class Planner:
         need = sizer.need(up, self.options.attainment)
         kept = sizer.need(keep, self.options.attainment)
         have = self.pools.have(state)
-        least = self._under_way(signals, sizer)
+        least = self._under_way(signals, sizer, have)
         wanted = self._settled.size(
             _at_least(need.servers, least), _at_least(kept.servers, least), have, now
         )
@@ -148,10 +149,14 @@ class Planner:
 
     # -- what is done ----------------------------------------------------------------------------
 
-    def _under_way(self, signals: Signals, sizer: Sizer) -> Servers:
-        """What decodes now takes, whatever lengths are believed."""
+    def _under_way(self, signals: Signals, sizer: Sizer, have: Servers) -> Servers:
+        """What decodes now takes, whatever lengths are believed; and all that is there as long as
+        they are hardly known."""
         places = sizer.decode.batch * MOST_BUSY
-        return Servers(0, min(self.pools.most.decode, math.ceil(signals.decoding / places)))
+        taken = math.ceil(signals.decoding / places)
+        if self._recent.answers < KNOWN * signals.decoding and self._recent.told_s < OVER_S:
+            taken = max(taken, have.decode)
+        return Servers(0, min(self.pools.most.decode, taken))
 
     def _steps(self, choice: Choice, state: State) -> tuple[tuple[PoolPlan, ...], int]:
         """Starts wait while what drains still takes the budget; their number."""

@@ -17,7 +17,9 @@ ROLES: tuple[Role, Role] = ("prefill", "decode")
 class ClassSignals:
     """One service class in one interval. `arrivals`: all that came, those refused or still queued
     included; `queued`: who waits now. `prompts`: whole, `uncached`: what of them is computed,
-    `outputs`: of answers that ended."""
+    `outputs`: of answers that ended, and `held` the sum of prompt times answer over those: long
+    answers have other prompts than short ones, and it is theirs that a decode replica holds. 0 =
+    not known."""
 
     slo_class: str
     arrivals: int
@@ -25,16 +27,19 @@ class ClassSignals:
     prompts: Lengths = field(default_factory=Lengths)
     uncached: Lengths = field(default_factory=Lengths)
     outputs: Lengths = field(default_factory=Lengths)
+    held: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Signals:
-    """`decoding`: sequences that decode or wait to. Lengths are known of answers that ended, which
-    the short ones do first; those under way show what the long ones take."""
+    """`decoding`: sequences that decode or wait to, `made`: tokens that they have so far; None =
+    not known. Lengths are known of answers that ended, which the short ones do first; those under
+    way show what the long ones take."""
 
     interval_s: float
     classes: tuple[ClassSignals, ...]
     decoding: int = 0
+    made: int | None = None
 
     @property
     def arrivals(self) -> int:

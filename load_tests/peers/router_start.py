@@ -17,6 +17,7 @@ from load_tests.peers.process import running
 from load_tests.peers.router_client import MODEL, Answer, Messages, connection, http_request
 from load_tests.peers.router_direct import Send, worker_connection
 from load_tests.peers.systems import System
+from workers.wire.redis_endpoint import RedisEndpoint
 
 WORKERS = 4
 START_S = 10.0  # of Redis
@@ -34,11 +35,13 @@ class Router:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """`peers`: the folder that install_routers.sh was given. `model`: see router_model.py."""
+    """`peers`: the folder that install_routers.sh was given. `model`: see router_model.py.
+    `kv_tokens`: that each of our workers caches, which bounds what our router's index holds."""
 
     peers: Path
     model: Path
     logs: Path
+    kv_tokens: int = 1 << 20
 
 
 @asynccontextmanager
@@ -82,14 +85,14 @@ async def _kvasir(name: str, place: Place, stack: AsyncExitStack) -> Router:
     redis, http, grpc, admin, *ports = free_ports(4 + 2 * WORKERS)
     url = f"redis://127.0.0.1:{redis}"
     stack.enter_context(_redis(redis, place.logs))
-    await wait_until_up(url, START_S)
+    await wait_until_up(RedisEndpoint(url=url), START_S)
     for number in range(WORKERS):
         port, metrics = ports[2 * number : 2 * number + 2]
         worker = {
             "replica": f"worker-{number}", "pool": "workers", "role": "aggregated", "port": port,
-            "model": str(place.model), "metrics_port": metrics, "redis_url": url,
+            "model": str(place.model), "metrics_port": metrics, "redis": url,
             "hardware": "h100",
-            "engine": {"step_tokens": 1 << 17, "max_seqs": 256, "kv_tokens": 1 << 20},
+            "engine": {"step_tokens": 1 << 17, "max_seqs": 256, "kv_tokens": place.kv_tokens},
             "transport": {"backend": "inline"},
         }  # fmt: skip
         config = place.logs / f"worker-{number}.json"
@@ -98,7 +101,7 @@ async def _kvasir(name: str, place: Place, stack: AsyncExitStack) -> Router:
         instant = System(f"worker {number}", command, ready="/metrics")
         await stack.enter_async_context(running(instant, metrics, place.logs / "worker.log"))
     router = {
-        "model": str(place.model), "served_name": MODEL, "redis_url": url,
+        "model": str(place.model), "served_name": MODEL, "redis": url,
         "grpc": {"port": grpc}, "http": {"port": http}, "admin": {"port": admin},
     }  # fmt: skip
     config = place.logs / "router.json"

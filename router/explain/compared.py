@@ -11,10 +11,11 @@ from workers.wire import admin_pb2 as admin
 
 def compared(trail: Trail) -> Iterator[admin.Compared]:
     """Of the attempt that said the first token, and of the one that said the second."""
+    tries = waterfall.attempts(trail)
     if trail.first_at is not None:
-        yield from _prefill(trail, waterfall.attempt_before(trail, trail.first_at))
+        yield from _prefill(trail, waterfall.attempt_before(tries, trail.first_at))
     if trail.second_at is not None:
-        yield from _decode(trail, waterfall.attempt_before(trail, trail.second_at))
+        yield from _decode(trail, waterfall.attempt_before(tries, trail.second_at))
 
 
 def _prefill(trail: Trail, attempt: list[Event]) -> Iterator[admin.Compared]:

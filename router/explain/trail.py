@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from router.placement.binding import Overlap
 from router.placement.decision import Decision, Phase, Refusal
 from workers.core.errors import KvasirError
-from workers.core.request import Request
+from workers.core.request import FinishReason, Request
+from workers.core.trace import TraceContext
 from workers.wire import worker_pb2 as worker
 
 MOST_EVENTS = 64  # of one request: retries are few, but it may move for as long as it runs
@@ -142,9 +143,24 @@ class Trail:
         self.ended_at: float | None = None
         self.outcome = ""
         self.error = ""
+        self.trace: TraceContext | None = None
+        self.failures = 0  # of attempts and bindings
+        self.finish_reason: FinishReason | None = None
         self._events: list[tuple[Any, ...]] = []  # the class of each, and its fields
         self.left_out = 0
         self.rows = 0  # replicas in its decisions: what it weighs
+
+    @property
+    def traceparent(self) -> str:
+        """Empty: nobody traces it."""
+        return "" if self.trace is None else self.trace.traceparent
+
+    @property
+    def exemplar(self) -> dict[str, str] | None:
+        """Leads from a measurement of it to its trace. None: there will hardly be one."""
+        if self.trace is None or not self.trace.sampled:
+            return None
+        return {"trace_id": self.trace.trace_id.hex()}
 
     # of the request
 
@@ -193,12 +209,14 @@ class Trail:
         self._add((Bound, self._now(), decision, epoch, moving))
 
     def unbound(self, error: KvasirError) -> None:
+        self.failures += 1
         self._add((Unbound, self._now(), error.message[:MOST_WORDS]))
 
     def fetched(self, admitted: worker.Admitted, *, moving: bool) -> None:
         self._add((Fetched, self._now(), admitted, moving))
 
     def failed(self, error: KvasirError) -> None:
+        self.failures += 1
         self._add((Failed, self._now(), error.message[:MOST_WORDS]))
 
     def offered(self, replica: str) -> None:

@@ -30,6 +30,8 @@ class Trails:
 
     def begin(self, call: Call, started: float) -> Trail:
         trail = Trail(self._clock.now, started, call.request_id, call.also, call.terms.tenant)
+        if call.visit is not None:
+            trail.trace = call.visit.enter(trail, call.model, call.params)
         self._running[trail] = None
         return trail
 

@@ -36,6 +36,7 @@ class Result(StrEnum):
     REFUSED = "refused"
 
 
+OTHERS = "other"  # every tenant that is not counted by name, and who names none
 REFUSALS = frozenset({Outcome.QUEUE_FULL, Outcome.HOPELESS, Outcome.WAITED})
 
 
@@ -56,7 +57,7 @@ class Book(Collector):
         self.queued: Counter[str] = Counter(dict.fromkeys(classes, 0))
         self._tenants = frozenset(tenants)
         self._outcomes: Counter[tuple[FlowKey, Outcome]] = Counter()
-        self._results: Counter[tuple[str, Result]] = Counter()
+        self._results: Counter[tuple[FlowKey, Result]] = Counter()
 
     def change(self, classes: Collection[str], tenants: Collection[str]) -> None:
         self._tenants = frozenset(tenants)
@@ -70,13 +71,15 @@ class Book(Collector):
         self.queued[flow.slo_class] -= 1
 
     def passed(self, flow: FlowKey, outcome: Outcome) -> None:
-        tenant = flow.tenant if flow.tenant in self._tenants else ""
-        self._outcomes[FlowKey(flow.slo_class, tenant), outcome] += 1
+        self._outcomes[self._counted(flow), outcome] += 1
         if outcome in REFUSALS:
             self.ended(flow, Result.REFUSED)
 
     def ended(self, flow: FlowKey, result: Result) -> None:
-        self._results[flow.slo_class, result] += 1
+        self._results[self._counted(flow), result] += 1
+
+    def _counted(self, flow: FlowKey) -> FlowKey:
+        return flow if flow.tenant in self._tenants else flow._replace(tenant=OTHERS)
 
     def outcomes(self, slo_class: str) -> Counter[Outcome]:
         """Of all its tenants."""
@@ -87,7 +90,11 @@ class Book(Collector):
         return counts
 
     def results(self, slo_class: str) -> Counter[Result]:
-        return Counter({result: self._results[slo_class, result] for result in Result})
+        counts: Counter[Result] = Counter(dict.fromkeys(Result, 0))
+        for (flow, result), count in self._results.items():
+            if flow.slo_class == slo_class:
+                counts[result] += count
+        return counts
 
     def collect(self) -> Iterator[Metric]:
         queued = GaugeMetricFamily("kvasir_queued", "requests that wait", labels=["class"])
@@ -101,8 +108,8 @@ class Book(Collector):
         yield left
         ended = CounterMetricFamily(
             "kvasir_slo_results", "requests by what they got of their targets",
-            labels=["class", "result"],
+            labels=["class", "tenant", "result"],
         )  # fmt: skip
-        for (slo_class, result), count in self._results.items():
-            ended.add_metric([slo_class, result], count)
+        for (flow, result), count in self._results.items():
+            ended.add_metric([*flow, result], count)
         yield ended

@@ -29,7 +29,10 @@ def seconds(value: Any) -> Any:
     return float(found[1]) * _UNITS[found[2]]
 
 
-Duration = Annotated[PositiveFloat, BeforeValidator(seconds)]
+_Written = Annotated[str, Field(pattern=r"^\s*[0-9.]+\s*(us|ms|s|m|min|h)?\s*$")]
+Duration = Annotated[
+    PositiveFloat, BeforeValidator(seconds, json_schema_input_type=PositiveFloat | _Written)
+]
 
 
 class FlowKey(NamedTuple):

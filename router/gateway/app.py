@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
@@ -18,6 +18,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from router.api import Call, Generator, ModelCard, Terms
+from router.doors.guard import Guard, key_of
+from router.doors.keys import ApiKeys
+from router.exposition import exposition
 from router.gateway import chat, completions
 from router.gateway.answers import Shape, collect, stream
 from router.gateway.errors import (
@@ -30,6 +33,8 @@ from router.gateway.parsing import Body, parse_body, read_body
 from router.gateway.schemas import ChatBody, CompletionBody, SamplingBody
 from router.gateway.sse import Emit, EventStream, unless_client_leaves
 from router.gateway.terms import terms_of
+from router.tracing.http import VISIT, Traced, speak
+from router.tracing.tracer import Tracer
 from workers.core.clock import unix_time
 from workers.core.errors import KvasirError, ModelNotFound
 
@@ -45,10 +50,13 @@ def create_app(
     registry: CollectorRegistry | None = None,
     max_body_bytes: int = 8 << 20,
     refused: Callable[[KvasirError], None] = lambda error: None,
+    tracer: Tracer | None = None,
+    keys: ApiKeys | None = None,
+    certificates: bool = False,
 ) -> ASGIApp:
     """`ready`: whether the generator can answer now, for /health. `classes`: service classes that
     there are now. Without a `registry` there is no /metrics. `refused` hears of requests that never
-    got to the generator."""
+    got to the generator. `keys`, `certificates`: what clients must show."""
     gateway = _Gateway(generator, ready, classes, registry, max_body_bytes, refused)
     routes = [
         Route("/v1/chat/completions", gateway.chat_completions, methods=["POST"]),
@@ -56,6 +64,7 @@ def create_app(
         Route("/v1/models", gateway.models),
         Route("/v1/models/{model:path}", gateway.model),
         Route("/health", gateway.health),
+        Route("/ready", gateway.health),
     ]
     if registry is not None:
         routes.append(Route("/metrics", gateway.metrics))
@@ -69,7 +78,15 @@ def create_app(
         },
     )
     app.router.redirect_slashes = False
-    return _RequestId(app)
+    guarded: ASGIApp = app
+    if keys is not None or certificates:
+        guarded = Guard(app, keys, certificates=certificates, refused=refused)
+    named = _RequestId(guarded)
+    return named if tracer is None else Traced(named, tracer)
+
+
+def health_response(ready: bool) -> Response:
+    return JSONResponse({"status": "ok" if ready else "unavailable"}, 200 if ready else 503)
 
 
 class _Gateway:
@@ -110,6 +127,8 @@ class _Gateway:
         try:
             body = parse_body(kind, await read_body(request, self._max_body_bytes))
             terms = terms_of(request.headers, body.service_tier, self._classes())
+            key = key_of(request.scope)
+            terms = terms if key is None else key.terms(terms)
             self._card(body.model)
         except KvasirError as error:
             self._refused(error)
@@ -137,13 +156,11 @@ class _Gateway:
         return JSONResponse(_describe(self._card(request.path_params["model"])))
 
     async def health(self, request: Request) -> Response:
-        if self._ready():
-            return JSONResponse({"status": "ok"})
-        return JSONResponse({"status": "unavailable"}, 503)
+        return health_response(self._ready())
 
     async def metrics(self, request: Request) -> Response:
         assert self._registry is not None
-        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
+        return exposition(self._registry, request)
 
     def _card(self, model: str) -> ModelCard:
         """Raises ModelNotFound."""
@@ -156,8 +173,10 @@ class _Gateway:
 
 def _named(calls: Sequence[Call], request: Request, answer_id: str) -> list[Call]:
     """Each of them is also known by the id of the answer, and by that of the HTTP request."""
-    also = (request.scope[REQUEST_ID], answer_id)
-    return [replace(call, also=also) for call in calls]
+    also, visit = (request.scope[REQUEST_ID], answer_id), request.scope.get(VISIT)
+    named = [replace(call, also=also, visit=visit) for call in calls]
+    key = key_of(request.scope)
+    return named if key is None else [key.call(call) for call in named]
 
 
 def _describe(card: ModelCard) -> dict[str, Any]:
@@ -184,6 +203,7 @@ class _RequestId:
         request_id = given if _CLIENT_ID.fullmatch(given) else f"req-{secrets.token_hex(16)}"
 
         scope[REQUEST_ID] = request_id
+        speak(scope, request_id)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

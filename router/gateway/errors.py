@@ -14,12 +14,14 @@ from workers.core.errors import (
     ContextTooLong,
     KvasirError,
     ModelNotFound,
+    Unauthenticated,
     UnknownField,
 )
 
 _CODES: dict[type[KvasirError], str] = {
     ContextTooLong: "context_length_exceeded",
     ModelNotFound: "model_not_found",
+    Unauthenticated: "invalid_api_key",
     UnknownField: "unknown_parameter",
 }
 _TYPES = {429: "rate_limit_error", 503: "service_unavailable_error"}

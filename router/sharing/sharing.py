@@ -218,7 +218,7 @@ class _Met:
 
 def _own(replica: Replica) -> Load:
     held = replica.assignments
-    return Load(held.pending_tokens, held.kv_tokens, len(held))
+    return Load(held.pending_tokens, held.kv_tokens, held.seqs)
 
 
 def _moved(said: dict[Life, Load], loads: dict[Life, Load]) -> Iterator[tuple[Life, Load]]:

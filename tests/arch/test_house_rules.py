@@ -16,7 +16,7 @@ FLOORS = ("cluster", "router", "workers", "workers.core")
 
 # Parts of workers/ that the router shares; they need no torch.
 SHARED_WITH_ROUTER = (
-    *("workers.core", "workers.wire", "workers.text", "workers.config"),
+    *("workers.core", "workers.wire", "workers.text", "workers.config", "workers.logs"),
     *("workers.models.config", "workers.models.architecture"),
     *("workers.models.costs", "workers.models.sizing"),
 )
@@ -31,17 +31,24 @@ HOMES: dict[str, tuple[str, ...]] = {
         "router/sharing/channel.py",
         "router/limits.py",
         "cluster/redis_server.py",
+        "cluster/autoscaler/store.py",
     ),
     "grpc": (
         "workers/server.py",
+        "workers/health.py",
         "workers/peer_client.py",
         "workers/wire/",
         "router/service.py",
+        "router/doors/grpc.py",
         "router/worker_client.py",
+        "router/tracing/otlp.py",
         "cluster/admin_client.py",
+        "cluster/access.py",
+        "cluster/worker_calls.py",
     ),
     "ray": ("cluster/app.py", "cluster/backends/"),
-    "kubernetes": ("cluster/backends/",),
+    "kubernetes": ("cluster/backends/kubernetes/",),
+    "opentelemetry": ("router/tracing/otlp.py", "router/tracing/message.py"),
     "torch": ("workers/",),
 }
 ALIASES = {

@@ -13,7 +13,9 @@ from cluster.config import ClusterConfig, Overrides, example_config, load_config
 from cluster.model_source import resolve_model
 from router.config import Address
 from workers.core.errors import CheckpointError, ConfigError
+from workers.wire.redis_endpoint import RedisEndpoint
 
+REDIS = RedisEndpoint(url="redis://r")
 DOCS = Path(__file__).parents[2] / "docs" / "config.md"
 
 
@@ -127,17 +129,15 @@ def test_pools_must_be_able_to_answer(tmp_path: Path) -> None:
 
 def test_the_example_is_valid_and_cut_into_slices() -> None:
     config = load_config(example_config(), Overrides(prefill=2, http_port=0, dtype="bfloat16"))
-    workers = config.worker_slices(model_dir=Path("/m"), redis_url="redis://r", ports=[1, 2, 3])
+    workers = config.worker_slices(model_dir=Path("/m"), redis=REDIS, ports=[1, 2, 3])
     assert [(w.replica, w.role, w.port) for w in workers] == [
         ("prefill-0", "prefill", 1),
         ("prefill-1", "prefill", 2),
         ("decode-0", "decode", 3),
     ]
-    assert {(w.model, w.redis_url, w.engine.dtype) for w in workers} == {
-        ("/m", "redis://r", "bfloat16")
-    }
+    assert {(w.model, w.redis, w.engine.dtype) for w in workers} == {("/m", REDIS, "bfloat16")}
     assert all(w.engine.threads for w in workers)
-    router = config.router_slice(model="/m", redis_url="redis://r")
+    router = config.router_slice(model="/m", redis=REDIS)
     assert (router.served_name, router.http.port, router.grpc.port) == ("kvasir-demo", 0, 9000)
     assert (router.cluster, router.model) == (workers[0].cluster, workers[0].model)
 
@@ -149,7 +149,7 @@ def test_pools_choose_how_many_ranks_a_replica_has(tmp_path: Path) -> None:
         "- {name: d, role: decode, replicas: 2, expert_parallel: 4}\n"
     )
     config = load_config(write(tmp_path, text))
-    workers = config.worker_slices(model_dir=Path("/m"), redis_url="redis://r", ports=[1, 2, 3])
+    workers = config.worker_slices(model_dir=Path("/m"), redis=REDIS, ports=[1, 2, 3])
     sizes = [(w.engine.tensor_parallel, w.engine.expert_parallel) for w in workers]
     assert sizes == [(4, 2), (2, 4), (2, 4)]
     cores = len(os.sched_getaffinity(0))
@@ -164,7 +164,7 @@ def test_pools_may_run_on_different_hardware(tmp_path: Path) -> None:
         "- {name: p, role: prefill, hardware: h100}\n- {name: d, role: decode}\n"
     )
     config = load_config(write(tmp_path, text))
-    workers = config.worker_slices(model_dir=Path("/m"), redis_url="redis://r", ports=[1, 2])
+    workers = config.worker_slices(model_dir=Path("/m"), redis=REDIS, ports=[1, 2])
     assert [w.hardware for w in workers] == ["h100", "h200"]
     with pytest.raises(ConfigError, match=r"pools.*hardware.*unknown hardware 'h101'"):
         load_config(write(tmp_path, text.replace("h100", "h101")))
@@ -199,7 +199,7 @@ def test_one_aggregated_replica_is_a_cluster_with_all_cores() -> None:
     config = load_config(path)
     assert pools(config) == [("aggregated", "aggregated", 1)]
     assert pools(load_config(path, Overrides(aggregated=3))) == [("aggregated", "aggregated", 3)]
-    (one,) = config.worker_slices(model_dir=Path("/m"), redis_url="redis://r", ports=[1])
+    (one,) = config.worker_slices(model_dir=Path("/m"), redis=REDIS, ports=[1])
     assert (one.replica, one.role) == ("aggregated-0", "aggregated")
     assert one.engine.threads == len(os.sched_getaffinity(0))
     with pytest.raises(ConfigError, match="the only prefill pool, but the config has 0"):
@@ -250,7 +250,8 @@ def test_models(tmp_path: Path) -> None:
 
 
 def test_the_docs_list_every_key() -> None:
-    listed = set(re.findall(r"^\| `([^`]+)`", DOCS.read_text(), flags=re.MULTILINE))
+    cells = re.findall(r"^\| (`[^|]+) \|", DOCS.read_text(), flags=re.MULTILINE)
+    listed = {key for cell in cells for key in re.findall(r"`([^`]+)`", cell)}
     assert listed == set(keys(ClusterConfig))
 
 
@@ -258,7 +259,7 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Dotted names of the leaves; an address is one."""
     for name, field in model.model_fields.items():
         inner = next(iter(typing.get_args(field.annotation)), field.annotation)
-        many = "[]" if inner is not field.annotation else ""
+        many = "[]" if typing.get_origin(field.annotation) is tuple else ""
         if typing.get_origin(field.annotation) is dict:
             inner, many = typing.get_args(field.annotation)[1], ".<name>"
         if isinstance(inner, type) and issubclass(inner, BaseModel) and inner is not Address:
@@ -272,7 +273,7 @@ FLEX = {"name": "flex", "role": "flex", "replicas": 2, "starts_as": "prefill"}
 
 def test_replicas_of_a_flex_pool_begin_in_the_role_that_is_given(tmp_path: Path) -> None:
     config = ClusterConfig.model_validate({"model": "demo", "pools": [FLEX]})
-    slices = config.worker_slices(model_dir=tmp_path, redis_url="redis://r", ports=[1, 2])
+    slices = config.worker_slices(model_dir=tmp_path, redis=REDIS, ports=[1, 2])
     assert [(each.replica, each.role) for each in slices] == [
         ("flex-0", "prefill"),
         ("flex-1", "prefill"),

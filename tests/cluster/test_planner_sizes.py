@@ -24,7 +24,7 @@ def total(plan) -> int:  # type: ignore[no-untyped-def]
     return sum(each.replicas for each in plan.pools)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(rates, st.floats(1.0, 3.0), st.integers(200, 16_000), st.integers(10, 2000))
 def test_more_load_never_takes_fewer_replicas(
     rate: float, times: float, prompt: int, output: int
@@ -34,7 +34,7 @@ def test_more_load_never_takes_fewer_replicas(
     assert sum(more.needed) >= sum(less.needed)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     rates,
     st.integers(0, 3),

@@ -19,8 +19,10 @@ from cluster.config import ClusterConfig
 from cluster.model_source import demo_model
 from cluster.plan_policy import PlanPolicy
 from workers.core.errors import ConfigError
+from workers.wire.redis_endpoint import RedisEndpoint
 
 CPUS = {"CPU": 64.0}
+REDIS = RedisEndpoint(url="redis://r:1/0")
 POOLS = [
     {"name": "prefill", "role": "prefill", "replicas": 1, "min": 0, "max": 3},
     {"name": "decode", "role": "decode", "replicas": 2},
@@ -32,7 +34,7 @@ def config(**changes: Any) -> ClusterConfig:
 
 
 def deployment(model_dir: Path = demo_model(), **changes: Any) -> Deployment:  # noqa: B008
-    return Deployment(config(**changes), str(model_dir), model_dir, "redis://r:1/0", None)
+    return Deployment(config(**changes), str(model_dir), model_dir, REDIS, None)
 
 
 class Id(NamedTuple):
@@ -151,6 +153,23 @@ async def test_delete_drains_the_pools_before_the_router_goes() -> None:
     assert not await delete(config(), serve)
 
 
+async def test_a_planner_comes_and_goes_without_a_new_version_of_others() -> None:
+    serve, on = Serve(CPUS), {"planner": {"mode": "advise"}}
+    await applied(serve, deployment())
+    before = dict(serve.apps)
+    log = await applied(serve, deployment(**on))
+    assert log == ["apply kvasir-pools", "apply kvasir-router", "apply kvasir-planner", "up"]
+    app = ServeDeploySchema.model_validate({"applications": [serve.apps["kvasir-planner"]]})
+    assert app.applications[0].import_path == "cluster.app:planner"
+    assert before.items() <= serve.apps.items()
+    await applied(serve, deployment())
+    assert serve.apps == before
+    await applied(serve, deployment(**on))
+    serve.log.clear()
+    assert await delete(config(**on), serve)
+    assert serve.log[0] == "remove kvasir-planner", "nothing may start any more"
+
+
 def test_gpus_and_ranks_are_asked_for() -> None:
     asked = asks(config(pools=[POOLS[0] | {"hardware": "h100", "tensor_parallel": 4}, POOLS[1]]))
     assert asked == [
@@ -181,7 +200,7 @@ def test_nobody_at_the_address_is_said_at_once() -> None:
 
 
 def test_a_pool_that_the_plan_does_not_name_stays_as_it_is() -> None:
-    policy = PlanPolicy("redis://127.0.0.1:1/0", "kvasir")
+    policy = PlanPolicy({"url": "redis://127.0.0.1:1/0"}, "kvasir")
     pools = {Id("prefill"): Context(3), Id("decode"): Context(2)}
     assert policy(pools)[0] == {Id("prefill"): 3, Id("decode"): 2}
     policy.wanted = {"prefill": 1, "unknown": 9}

@@ -9,10 +9,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.serve import Application
+from ray.serve.exceptions import RayServeException
 
 from cluster import app
+from cluster.autoscaler.config import planner_slice
 from cluster.backends.own_loop import OwnLoop
+from cluster.config import ClusterConfig
+from cluster.model_source import demo_model
+from tests.redis_server import redis_server
 from workers.core.errors import Unavailable
+from workers.wire.redis_endpoint import RedisEndpoint
 
 
 class Replica(app.WorkerReplica.func_or_class):  # type: ignore[misc, name-defined]
@@ -67,3 +74,47 @@ async def test_a_dead_engine_is_noticed_with_its_reason() -> None:
     made._life.set_exception(Unavailable("rank 1 is lost"))
     with pytest.raises(Unavailable, match="rank 1 is lost"):
         await made.check_health()
+
+
+class Planner(app.PlannerReplica.func_or_class):  # type: ignore[misc, name-defined]
+    def __del__(self) -> None:
+        """Nobody here awaits one."""
+
+
+async def test_a_planner_follows_the_router_that_serve_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there: list[str | None] = [None, "127.0.0.1:1"]  # it is not there at first
+
+    async def address() -> str:
+        return there[0] or ""
+
+    def handle(name: str) -> Any:
+        assert name == "kvasir-router"
+        if there[0] is None:
+            del there[0]
+            raise RayServeException("no such application")
+        return SimpleNamespace(address=SimpleNamespace(remote=address))
+
+    monkeypatch.setattr(app.serve, "get_app_handle", handle)
+    monkeypatch.setattr(app, "ASK_AGAIN_S", 0.01)
+    with redis_server() as redis:
+        config = ClusterConfig.model_validate(
+            {"model": "demo", "planner": {"mode": "advise", "metrics_port": 0}}
+        )
+        slice_ = planner_slice(
+            config, model=str(demo_model()), redis=RedisEndpoint(url=redis.url), routers=()
+        )
+        arguments = {"planner": slice_.model_dump(mode="json"), "router_app": "kvasir-router"}
+        assert isinstance(app.planner(arguments), Application)
+        made = object.__new__(Planner)
+        await made.__init__(slice_.model_dump_json(), "kvasir-router")
+        assert made._config.routers == ("127.0.0.1:1",)
+        await made.check_health()
+        there[0] = "127.0.0.1:2"
+        with pytest.raises(Unavailable, match="the router has moved"):
+            await made.check_health()
+        made._own.run(made._end())
+        await asyncio.wrap_future(made._life)
+        with pytest.raises(Unavailable, match="it has left"):
+            await made.check_health()

@@ -25,6 +25,7 @@ from router.config import Address
 from tests.cluster.processes import gone, is_alive
 from tests.redis_server import redis_server
 from workers.core.errors import ConfigError
+from workers.wire.redis_endpoint import RedisEndpoint
 from workers.wire.redis_keys import ReplicaRecord, replica_key, without_password
 
 QUICK = Patience(first_s=0.01, longest_s=0.02, grace_s=5.0)
@@ -245,7 +246,7 @@ def test_ipv6_addresses_stand_in_brackets() -> None:
 
 async def test_redis_server(tmp_path: Path) -> None:
     (port,) = free_ports(1)
-    url = f"redis://127.0.0.1:{port}/0"
+    url = RedisEndpoint(url=f"redis://127.0.0.1:{port}/0")
     with pytest.raises(ConfigError, match=f"Redis is unreachable at {url}"):
         await check(url)
     server = await Child.start(server_spec(port, tmp_path), tmp_path)
@@ -258,11 +259,11 @@ async def test_redis_server(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["nonsense://x", "redis://:sec/ret@h:1", "redis://:secret@[::1", "redis://:secret@h:x"]
+    "url", ["redis://:sec/ret@h:1", "redis://:secret@[::1", "redis://:secret@h:x"]
 )
 async def test_redis_url_that_is_none(url: str) -> None:
     with pytest.raises(ConfigError, match="is not a Redis URL") as caught:
-        await check(url)
+        await check(RedisEndpoint(url=url))
     assert "sec" not in caught.value.message
     assert "ret" not in caught.value.message
 
@@ -285,7 +286,7 @@ def test_passwords_are_not_shown(url: str, shown: str) -> None:
 async def test_an_unreachable_redis_does_not_tell_the_password() -> None:
     (port,) = free_ports(1)
     with pytest.raises(ConfigError, match=f"unreachable at redis://127.0.0.1:{port}/0") as caught:
-        await check(f"redis://:secret@127.0.0.1:{port}/0")
+        await check(RedisEndpoint(url=f"redis://:secret@127.0.0.1:{port}/0"))
     assert "secret" not in caught.value.message
 
 
@@ -309,9 +310,10 @@ async def test_a_second_cluster_of_the_same_name_is_refused() -> None:
         async with redis.asyncio.from_url(secret) as client:
             await client.set(replica_key("kvasir", record.id), record.model_dump_json())
             await client.set(replica_key("broken", "x"), "{}")
-        assert await registered(secret, "kvasir") == {"decode-0": "127.0.0.1:7"}
-        await check_unused(secret, "other")
+        at = RedisEndpoint(url=secret)
+        assert await registered(at, "kvasir") == {"decode-0": "127.0.0.1:7"}
+        await check_unused(at, "other")
         with pytest.raises(ConfigError, match=f"'kvasir' are registered at {server.url}; choose"):
-            await check_unused(secret, "kvasir")
+            await check_unused(at, "kvasir")
         with pytest.raises(ConfigError, match="cannot be read; choose another"):
-            await check_unused(secret, "broken")
+            await check_unused(at, "broken")

@@ -13,16 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import redis.asyncio
 import yaml
 
 from load_tests.chaos_live import Load
 from load_tests.chaos_work import Work
 from tests.chaos.report import Tally
-from tests.e2e.serving import ANY_PORTS, KVASIR, PATIENCE_S, READY, Serving
+from tests.e2e.serving import ANY_PORTS, KVASIR, PATIENCE_S, READY, Serving, kvasir
 from workers.wire import admin_pb2 as admin
 from workers.wire import common_pb2 as common
-from workers.wire.redis_keys import Plan, plan_key
 
 NAME = "raytest"
 MARK = "KVASIR_TEST_RAY"
@@ -34,6 +32,7 @@ CONFIG: Mapping[str, Any] = {
     "engine": {
         "dtype": "float32", "kv_tokens": 16384, "max_seqs": 16, "threads": 1,
     },
+    "planner": {"mode": "advise", "every_s": 2, "metrics_port": 0},
     "router": {"limits": {"worker_wait_s": PATIENCE_S, "retry_s": PATIENCE_S}},
 }  # fmt: skip
 
@@ -51,10 +50,13 @@ class RayServing(Serving):
         (pid,) = self.titled(f":{pool}")
         return pid
 
-    async def plan(self, **pools: int) -> None:
-        """As the planner says it, by hand."""
-        async with redis.asyncio.Redis.from_url(self.redis_url) as client:
-            await client.set(plan_key(NAME), Plan(pools=pools).model_dump_json())
+    async def scale(self, **pools: int) -> None:
+        """By hand."""
+        for pool, replicas in pools.items():
+            config = f"--config={self.log_dir / 'cluster.yaml'}"
+            await asyncio.to_thread(
+                kvasir, "scale", pool, str(replicas), config, f"--redis-url={self.redis_url}"
+            )
 
     async def sizes(self, **pools: int) -> None:
         """Until so many replicas of each of these pools serve, and no other is known of it."""

@@ -115,14 +115,17 @@ def kvasir_serve(
 ) -> Iterator[Serving]:
     """The example config with `arguments`, which make it so many `workers`, and with a router that
     waits long for a worker, as restarts are slow on a busy machine, and leaves no request to one
-    worker alone. `changes`: sections of the config in which keys are set anew.
+    worker alone. `changes`: sections of the config in which keys are set anew, and whole lists.
 
     Runs until the block ends; its progress and its processes' logs stay in `folder`."""
     config = yaml.safe_load(example_config().read_text())
     config["router"]["limits"] = {"worker_wait_s": PATIENCE_S, "retry_s": PATIENCE_S}
     config["router"]["disaggregation"] = "remote"  # each request is handed over
     for section, keys in (changes or {}).items():
-        config.setdefault(section, {}).update(keys)
+        if isinstance(keys, list):
+            config[section] = keys
+        else:
+            config.setdefault(section, {}).update(keys)
     path = folder / "cluster.yaml"
     path.write_text(yaml.safe_dump(config))
     with (folder / "serve.err").open("w") as errors:

@@ -12,10 +12,13 @@ from collections.abc import Iterator
 import pytest
 from openai import AsyncOpenAI
 
+from cluster.admin_client import AdminClient
+from cluster.autoscaler.published import Published
 from load_tests.chaos_work import Work, same_tokens, works
 from tests.cluster.processes import gone
 from tests.e2e.ray_serving import RayServing, answers, ray_serve, under_load
 from tests.e2e.serving import kvasir
+from workers.core.errors import PlanNotFound
 from workers.wire import common_pb2 as common
 
 POOLS = [
@@ -54,16 +57,38 @@ async def test_the_openai_client_streams(cluster: RayServing) -> None:
 
 
 @pytest.mark.parametrize("pool", ["decode", pytest.param("prefill", marks=pytest.mark.slow)])
-async def test_a_plan_scales_a_pool_up_and_down_under_load(
+async def test_a_pool_is_scaled_up_and_down_by_hand_under_load(
     cluster: RayServing, work: list[Work], pool: str
 ) -> None:
     async with under_load(cluster, work) as load:
-        await cluster.plan(**{pool: 2})
+        await cluster.scale(**{pool: 2})
         await cluster.sizes(**{pool: 2})
         await answers(load, MORE)
-        await cluster.plan(**{pool: 1})
+        await cluster.scale(**{pool: 1})
         await cluster.sizes(**{pool: 1})
         await answers(load, MORE)
+
+
+async def test_the_planner_advises_and_serve_heals_it(cluster: RayServing) -> None:
+    first = await advice(cluster, but_of="")
+    assert first.mode == "advise" and first.seen["decode"].up == 1
+    assert first.as_prefill.keys() == {"flex"}
+    (pid,) = cluster.titled(":planner")
+    os.kill(pid, signal.SIGKILL)
+    assert (await advice(cluster, but_of=first.by)).seen["decode"].up == 1
+
+
+async def advice(cluster: RayServing, but_of: str) -> Published:
+    """The newest plan, once another planner than that one has made one."""
+    while True:
+        try:
+            with AdminClient(cluster.grpc) as client:
+                found = Published.model_validate_json(client.explain_scale().json)
+            if found.by != but_of:
+                return found
+        except PlanNotFound:
+            pass
+        await asyncio.sleep(0.2)
 
 
 async def test_a_flex_replica_flips_to_prefill_and_back_under_load(

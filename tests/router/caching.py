@@ -4,6 +4,7 @@ And a router's side of it: what reads all that into a mirror."""
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from workers.event_log import EventPublisher
 from workers.registry import Registry
 from workers.wire import worker_pb2 as worker
 from workers.wire.redis_client import connect_redis
+from workers.wire.redis_endpoint import RedisEndpoint
 from workers.wire.redis_keys import pack_ids
 
 CLUSTER = "test"
@@ -38,11 +40,11 @@ def block(number: int) -> BlockId:
 class CachingWorker(FakeWorker):
     """Caches what it is told to, in a pool of `size` blocks, and publishes it as real ones do."""
 
-    def __init__(self, fleet: Fleet, name: str, url: str, size: int = 64) -> None:
+    def __init__(self, fleet: Fleet, name: str, at: RedisEndpoint | str, size: int = 64) -> None:
         super().__init__(fleet, name, "prefill")
         self.asked = 0  # for its snapshot
         self.hang = False
-        self._url = url
+        self._redis = RedisEndpoint.model_validate(at)
         self._size = size
 
     async def start(self) -> None:
@@ -50,7 +52,7 @@ class CachingWorker(FakeWorker):
         await super().start()
         self.pool = BlockPool(self._size, BLOCK)
         self.events = EventPublisher(self.pool)
-        self.registry = Registry(self._url, CLUSTER, self.record, self.events)
+        self.registry = Registry(self._redis, CLUSTER, self.record, self.events)
         self._registered = asyncio.create_task(self.registry.run())
 
     async def kill(self) -> None:
@@ -105,9 +107,11 @@ class RouterSide:
 
 
 @asynccontextmanager
-async def router_side(url: str, max_blocks: int = 1 << 16) -> AsyncIterator[RouterSide]:
-    async with connect_redis(url) as client:
-        registry, clock = RegistryReader(client, url, CLUSTER), SystemClock()
+async def router_side(
+    at: RedisEndpoint | str, max_blocks: int = 1 << 16
+) -> AsyncIterator[RouterSide]:
+    async with connect_redis(at) as client:
+        registry, clock = RegistryReader(client, str(at), CLUSTER), SystemClock()
         index = ToldIndex(clock, max_blocks)
         reader = RedisReader(client, CLUSTER)
         log = RedisLog(reader, index, clock)
@@ -129,12 +133,12 @@ async def router_side(url: str, max_blocks: int = 1 << 16) -> AsyncIterator[Rout
 
 @asynccontextmanager
 async def caching_workers(
-    url: str, count: int, size: int = 64
+    at: RedisEndpoint | str, count: int, size: int = 64
 ) -> AsyncIterator[list[CachingWorker]]:
     fleet = Fleet()
     try:
         for number in range(count):
-            one = CachingWorker(fleet, f"prefill-{number}", url, size)
+            one = CachingWorker(fleet, f"prefill-{number}", at, size)
             fleet.workers[one.name] = one
             await one.start()
         yield [fleet.workers[f"prefill-{number}"] for number in range(count)]
@@ -143,9 +147,11 @@ async def caching_workers(
 
 
 class Proxy:
-    """A way to Redis that can be slow or cut. `async with Proxy(port) as proxy: proxy.url`."""
+    """A way to Redis that can be slow or cut. `async with Proxy(port) as proxy: proxy.url`. With
+    `tls` it is a TLS server."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.delay_s = 0.0
         self._port = port
         self._open = asyncio.Event()
@@ -153,9 +159,9 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Proxy:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
         port = self._server.sockets[0].getsockname()[1]
-        self.url = f"redis://127.0.0.1:{port}/0"
+        self.url = f"{'redis' if self._tls is None else 'rediss'}://127.0.0.1:{port}/0"
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -93,10 +93,11 @@ async def test_classes_and_tenants_wait_apart_and_are_counted(tmp_path: Path) ->
         assert [response async for response in call]
         text = (await http.get(f"http://{client.ports.http}/metrics")).text
         for line in (
-            'kvasir_admissions_total{class="standard",outcome="admitted",tenant=""} 2.0',
+            'kvasir_admissions_total{class="standard",outcome="admitted",tenant="other"} 2.0',
             'kvasir_admissions_total{class="standard",outcome="admitted",tenant="acme"} 1.0',
             'kvasir_admissions_total{class="batch",outcome="admitted",tenant="acme"} 1.0',
-            'kvasir_slo_results_total{class="batch",result="good"} 3.0',
+            'kvasir_slo_results_total{class="batch",result="good",tenant="acme"} 1.0',
+            'kvasir_slo_results_total{class="batch",result="good",tenant="other"} 2.0',
             'kvasir_queue_wait_seconds_count{class="batch"} 3.0',
             'kvasir_queued{class="batch"} 0.0',
         ):

@@ -48,7 +48,7 @@ async def refusal(path: Path) -> str:
 async def test_redis_that_is_not_there_is_named_without_its_password(tmp_path: Path) -> None:
     port = free_port()
     url = f"redis://me:secret@127.0.0.1:{port}/0"
-    said = await refusal(slice_file(tmp_path, redis_url=url))
+    said = await refusal(slice_file(tmp_path, redis=url))
     assert f"redis://127.0.0.1:{port}/0 cannot be reached" in said and "secret" not in said
 
 

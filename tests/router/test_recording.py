@@ -92,6 +92,36 @@ def test_sizes_times_and_outcomes_are_told() -> None:
     run_virtual(main())
 
 
+def test_who_wants_no_hashes_costs_none_and_may_hear_of_arrivals(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        made = new()
+        made.came("chat", 7)  # nobody reads
+        planner = made.follow(SALT, steps=False, blocks=False, arrivals=True)
+        assert not (await anext(planner)).arrivals
+        monkeypatch.setattr(BlockIds, "of", None)  # whoever hashes fails
+        made.came("chat", 10)
+        ends(made, tuple(range(10)))
+        batch = await anext(planner)
+        assert [(came.slo_class, came.prompt_tokens) for came in batch.arrivals] == [("chat", 10)]
+        assert [(row.prompt_tokens, list(row.hashes)) for row in batch.requests] == [(10, [])]
+        monkeypatch.undo()
+        async with aclosing(planner), aclosing(await reads(made)) as recorder:
+            made.came("chat", 8)
+            ends(made, tuple(range(8)))
+            (one,) = (await anext(recorder)).requests
+            (other,) = (await anext(planner)).requests
+            assert (len(one.hashes), len(other.hashes)) == (2, 0), "each as it asked"
+            made.came("chat", 9)
+            for _ in range(recording.MOST_REQUESTS):
+                made.came("chat", 9)
+            told = await anext(planner)
+            assert (len(told.arrivals), told.lost) == (recording.MOST_REQUESTS, 1)
+
+    run_virtual(main())
+
+
 def test_hashes_are_equal_in_one_recording_only_and_say_nothing() -> None:
     async def main() -> None:
         here, there = new(), new()

@@ -18,6 +18,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from router.app import Ports, serve
 from router.config import Address, Limits, RouterConfig
 from router.flow.classes import SloClass, SloConfig
+from router.placement.placement import Disaggregation
+from router.tracing.config import TelemetryConfig
 from tests.router.fleet import Fleet, token_at, until
 from tests.router.tiny_model import write_model
 from workers.core.errors import ConfigError
@@ -59,7 +61,12 @@ class Client:
 
 @asynccontextmanager
 async def router(
-    folder: Path, *names: str, slo: SloConfig | None = None, **limits
+    folder: Path,
+    *names: str,
+    slo: SloConfig | None = None,
+    telemetry: TelemetryConfig | None = None,
+    disaggregation: Disaggregation = "remote",
+    **limits,
 ) -> AsyncIterator[Client]:
     fleet = Fleet()
     for name in names:
@@ -72,7 +79,8 @@ async def router(
         admin=Address(port=0),
         replicas=tuple(fleet.records()),
         slo=slo or SloConfig(),
-        disaggregation="remote",
+        telemetry=telemetry or TelemetryConfig(),
+        disaggregation=disaggregation,
         limits=Limits(
             **{"worker_wait_s": 0.3, "worker_silence_s": 1.0, "shutdown_s": 1.0} | limits
         ),
@@ -334,6 +342,33 @@ async def test_a_bug_is_internal_and_shows_no_traceback(tmp_path: Path, monkeypa
         assert error.details() == "internal error (request abc)"
 
 
+@pytest.mark.parametrize(
+    ("disaggregation", "names", "ready"),
+    [
+        ("auto", ("prefill-1",), True),
+        ("auto", ("decode-1",), True),
+        ("local", ("decode-1",), True),
+        ("remote", ("decode-1",), False),
+        ("remote", ("prefill-1", "decode-1"), True),
+    ],
+)
+async def test_ready_is_who_could_answer_a_request(
+    tmp_path: Path, disaggregation: Disaggregation, names: tuple[str, ...], ready: bool
+) -> None:
+    async with router(tmp_path, *names, disaggregation=disaggregation) as client:
+        health = await client.health.Check(health_pb2.HealthCheckRequest())
+        assert (health.status == health_pb2.HealthCheckResponse.SERVING) is ready
+        for address in (client.ports.http, client.ports.admin):
+            async with httpx.AsyncClient(base_url=f"http://{address}") as http:
+                for path in ("/health", "/ready"):
+                    assert ((await http.get(path)).status_code == 200) is ready
+        if not ready:
+            error = await client.refused(text="w5 w6", sampling=sampling())
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+        else:
+            assert await client.generate(text="w5 w6", sampling=sampling())
+
+
 async def test_models_health_reflection_and_status(tmp_path: Path) -> None:
     async with router(tmp_path, *NAMES) as client:
         models = await client.inference.ListModels(inference.ListModelsRequest())
@@ -422,8 +457,8 @@ async def test_the_gateway_and_the_metrics(tmp_path: Path) -> None:
         for url in (f"{base}/metrics", f"{ops}/metrics"):
             text = (await http.get(url)).text
             assert 'kvasir_requests_total{outcome="ok"} 1.0' in text
-            assert "kvasir_ttft_seconds_count 1.0" in text
-            assert "kvasir_itl_seconds_count 3.0" in text
+            assert 'kvasir_ttft_seconds_count{class="standard"} 1.0' in text
+            assert 'kvasir_itl_seconds_count{class="standard"} 3.0' in text
             assert "kvasir_prefix_hit_tokens_total 2.0" in text
             assert 'kvasir_transfer_bytes_total{transport="gloo"} 64.0' in text
             assert 'kvasir_kv_pages{replica="decode-1",role="decode"} 256.0' in text

@@ -14,6 +14,7 @@ from workers.core.events import EventKind
 from workers.core.hashing import block_ids
 from workers.event_log import EventPublisher
 from workers.registry import Registry
+from workers.wire.redis_endpoint import RedisEndpoint
 from workers.wire.redis_keys import RENEW_S, ReplicaRecord, events_key, replica_key, unpack_events
 
 IDS = block_ids(range(64), b"", 4)
@@ -34,7 +35,7 @@ RECORD = ReplicaRecord(
 @asynccontextmanager
 async def registered(server: RedisServer) -> AsyncIterator[tuple[BlockPool, redis.Redis]]:
     pool = BlockPool(16, 4)
-    registry = Registry(server.url, "k", RECORD, EventPublisher(pool))
+    registry = Registry(RedisEndpoint(url=server.url), "k", RECORD, EventPublisher(pool))
     client = redis.Redis.from_url(server.url)
     running = asyncio.create_task(registry.run())
     try:
@@ -128,7 +129,9 @@ async def test_the_others_of_the_cluster_are_known_while_redis_says_so() -> None
     with redis_server() as server:
         async with registered(server) as (_, client):
             await until(client, lambda raw: raw is not None)
-            registry = Registry(server.url, "k", RECORD, EventPublisher(BlockPool(4, 4)))
+            registry = Registry(
+                RedisEndpoint(url=server.url), "k", RECORD, EventPublisher(BlockPool(4, 4))
+            )
             assert await registry.peers() == [], "itself is none of them"
             other = RECORD.model_copy(update={"id": "prefill-0", "role": "prefill"})
             await client.set(replica_key("k", other.id), other.model_dump_json())
@@ -143,7 +146,9 @@ async def test_the_others_of_the_cluster_are_known_while_redis_says_so() -> None
 
 async def test_a_new_role_is_registered_without_waiting_for_the_next_renewal() -> None:
     with redis_server() as server:
-        registry = Registry(server.url, "k", RECORD, EventPublisher(BlockPool(16, 4)))
+        registry = Registry(
+            RedisEndpoint(url=server.url), "k", RECORD, EventPublisher(BlockPool(16, 4))
+        )
         client = redis.Redis.from_url(server.url)
         running = asyncio.create_task(registry.run())
         await until(client, lambda lease: lease is not None)

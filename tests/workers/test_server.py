@@ -33,16 +33,19 @@ from workers.wire import worker_pb2 as worker
 from workers.wire import worker_pb2_grpc as worker_grpc
 from workers.wire.codec import request_to_wire
 from workers.wire.decode_client import DecodeClient, DecodeFailed, DecodeStream
+from workers.wire.tls import TlsFiles, client_tls, open_channel
 from workers.worker import Worker
 
 PATIENCE_S = 1.0
 
 
 @asynccontextmanager
-async def served() -> AsyncIterator[tuple[Worker, worker_grpc.WorkerStub]]:
-    """A worker of both roles on simulated pages; blocks go inline."""
+async def served(
+    tls: TlsFiles | None = None,
+) -> AsyncIterator[tuple[Worker, worker_grpc.WorkerStub]]:
+    """A worker of both roles on simulated pages; blocks go inline. `tls`: its own, and ours."""
     runner = SimRunner(num_blocks=1024, block_size=16)
-    peers = GrpcPeers(SystemClock())
+    peers = GrpcPeers(SystemClock(), tls=client_tls(tls))
     ports = Ports(((LocalPort(runner.pages, whole(1), [], inline),),), 1, runner.pages.block_bytes)
     made = Worker(
         Engine(runner, block_size=16, step_tokens=4096, max_seqs=8),
@@ -55,11 +58,11 @@ async def served() -> AsyncIterator[tuple[Worker, worker_grpc.WorkerStub]]:
         ttl_s=10.0,
         offload=inline,
     )
-    server, port = await start_server(made, "127.0.0.1", 0)
+    server, port = await start_server(made, "127.0.0.1", 0, tls)
     made.me.address = f"127.0.0.1:{port}"
     running = asyncio.create_task(made.run())
     try:
-        async with grpc.aio.insecure_channel(made.me.address) as channel:
+        async with open_channel(made.me.address, (), client_tls(tls)) as channel:
             yield made, worker_grpc.WorkerStub(channel)
     finally:
         running.cancel()

@@ -13,10 +13,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from workers.peer_client import open_channel
+from workers.peer_client import CHANNEL_OPTIONS
 from workers.wire import worker_pb2 as worker
 from workers.wire import worker_pb2_grpc as worker_grpc
 from workers.wire.decode_client import DecodeClient, DecodeStream
+from workers.wire.tls import open_channel
 
 HOST = "127.0.0.1"
 START_S = 120.0
@@ -42,7 +43,7 @@ class BenchWorker:
             )
 
     async def ready(self) -> None:
-        self._channel = open_channel(f"{HOST}:{self.port}")
+        self._channel = open_channel(f"{HOST}:{self.port}", CHANNEL_OPTIONS, None)
         self.stub = worker_grpc.WorkerStub(self._channel)
         self._decodes = DecodeClient(self.stub.Decode)
         up = asyncio.ensure_future(self._channel.channel_ready())

@@ -4,9 +4,12 @@ KvasirError
 |-- InvalidRequest        INVALID_ARGUMENT     400  the caller can mend it
 |   |-- ContextTooLong
 |   `-- UnknownField
+|-- Unauthenticated       UNAUTHENTICATED      401  no API key, or none that is known
+|-- PermissionDenied      PERMISSION_DENIED    403  a key that is not for this
 |-- ModelNotFound         NOT_FOUND            404
 |-- RequestNotFound       NOT_FOUND            404  explained: never seen, or too long ago
 |-- ReplicaNotFound       NOT_FOUND            404
+|-- PlanNotFound          NOT_FOUND            404  no planner has said anything
 |-- PayloadTooLarge       OUT_OF_RANGE         413
 |-- Overloaded            RESOURCE_EXHAUSTED   429  try again after retry_after_s
 |-- Unavailable           UNAVAILABLE          503  nobody is there to do it now
@@ -27,6 +30,8 @@ class Code(StrEnum):
     """Canonical codes, spelled as grpc.StatusCode spells them."""
 
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
     NOT_FOUND = "NOT_FOUND"
     OUT_OF_RANGE = "OUT_OF_RANGE"
     RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
@@ -38,6 +43,8 @@ class Code(StrEnum):
 
 HTTP_STATUS: dict[Code, int] = {
     Code.INVALID_ARGUMENT: 400,
+    Code.UNAUTHENTICATED: 401,
+    Code.PERMISSION_DENIED: 403,
     Code.NOT_FOUND: 404,
     Code.OUT_OF_RANGE: 413,
     Code.RESOURCE_EXHAUSTED: 429,
@@ -91,6 +98,14 @@ class UnknownField(InvalidRequest):
         super().__init__(f"unknown field {name!r}", param=name)
 
 
+class Unauthenticated(KvasirError):
+    code = Code.UNAUTHENTICATED
+
+
+class PermissionDenied(KvasirError):
+    code = Code.PERMISSION_DENIED
+
+
 class ModelNotFound(KvasirError):
     code = Code.NOT_FOUND
 
@@ -112,6 +127,15 @@ class ReplicaNotFound(KvasirError):
 
     def __init__(self, name: str, known: list[str]) -> None:
         super().__init__(f"no replica {name!r}; there are: {', '.join(known) or 'none'}")
+
+
+class PlanNotFound(KvasirError):
+    code = Code.NOT_FOUND
+
+    def __init__(self) -> None:
+        super().__init__(
+            "there is no plan: no planner runs (planner.mode is off?), or it has only just begun"
+        )
 
 
 class PayloadTooLarge(KvasirError):

@@ -64,6 +64,7 @@ class Request:
     params: SamplingParams
     attempt: int = 0
     cache_salt: str = ""
+    traceparent: str = ""
 
 
 class SampledToken(NamedTuple):

@@ -42,6 +42,18 @@ SHAPES: dict[str, dict[str, Any]] = {
         rope_theta=10_000.0,
         tie_word_embeddings=True,
     ),
+    "small": llama(
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        num_key_value_heads=4,
+        head_dim=64,
+        vocab_size=8192,
+        max_position_embeddings=4096,
+        rope_theta=10_000.0,
+        tie_word_embeddings=True,
+    ),
     "qwen3-0.6b": {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",

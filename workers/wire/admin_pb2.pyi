@@ -361,22 +361,36 @@ class StoryLine(_message.Message):
     def __init__(self, at_s: _Optional[float] = ..., what: _Optional[str] = ...) -> None: ...
 
 class RecordRequest(_message.Message):
-    __slots__ = ("salt", "steps")
+    __slots__ = ("salt", "steps", "no_blocks", "arrivals")
     SALT_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
+    NO_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    ARRIVALS_FIELD_NUMBER: _ClassVar[int]
     salt: bytes
     steps: bool
-    def __init__(self, salt: _Optional[bytes] = ..., steps: _Optional[bool] = ...) -> None: ...
+    no_blocks: bool
+    arrivals: bool
+    def __init__(self, salt: _Optional[bytes] = ..., steps: _Optional[bool] = ..., no_blocks: _Optional[bool] = ..., arrivals: _Optional[bool] = ...) -> None: ...
 
 class RecordedBatch(_message.Message):
-    __slots__ = ("requests", "steps", "lost")
+    __slots__ = ("requests", "steps", "lost", "arrivals")
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
+    ARRIVALS_FIELD_NUMBER: _ClassVar[int]
     requests: _containers.RepeatedCompositeFieldContainer[RecordedRequest]
     steps: _containers.RepeatedCompositeFieldContainer[RecordedStep]
     lost: int
-    def __init__(self, requests: _Optional[_Iterable[_Union[RecordedRequest, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[RecordedStep, _Mapping]]] = ..., lost: _Optional[int] = ...) -> None: ...
+    arrivals: _containers.RepeatedCompositeFieldContainer[RecordedArrival]
+    def __init__(self, requests: _Optional[_Iterable[_Union[RecordedRequest, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[RecordedStep, _Mapping]]] = ..., lost: _Optional[int] = ..., arrivals: _Optional[_Iterable[_Union[RecordedArrival, _Mapping]]] = ...) -> None: ...
+
+class RecordedArrival(_message.Message):
+    __slots__ = ("slo_class", "prompt_tokens")
+    SLO_CLASS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    slo_class: str
+    prompt_tokens: int
+    def __init__(self, slo_class: _Optional[str] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class RecordedRequest(_message.Message):
     __slots__ = ("arrived", "prompt_tokens", "output_tokens", "max_tokens", "block_size", "hashes", "slo_class", "tenant", "cached_tokens", "let_in", "ttft_s", "itl_s", "outcome")
@@ -441,3 +455,32 @@ class SetReplicaRoleResponse(_message.Message):
     WAS_FIELD_NUMBER: _ClassVar[int]
     was: _common_pb2.Role
     def __init__(self, was: _Optional[_Union[_common_pb2.Role, str]] = ...) -> None: ...
+
+class ExplainScaleRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ExplainScaleResponse(_message.Message):
+    __slots__ = ("json", "age_s", "by_hand")
+    class ByHandEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: ScaledByHand
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[ScaledByHand, _Mapping]] = ...) -> None: ...
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    AGE_S_FIELD_NUMBER: _ClassVar[int]
+    BY_HAND_FIELD_NUMBER: _ClassVar[int]
+    json: str
+    age_s: float
+    by_hand: _containers.MessageMap[str, ScaledByHand]
+    def __init__(self, json: _Optional[str] = ..., age_s: _Optional[float] = ..., by_hand: _Optional[_Mapping[str, ScaledByHand]] = ...) -> None: ...
+
+class ScaledByHand(_message.Message):
+    __slots__ = ("replicas", "at")
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    replicas: int
+    at: float
+    def __init__(self, replicas: _Optional[int] = ..., at: _Optional[float] = ...) -> None: ...

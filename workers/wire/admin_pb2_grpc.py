@@ -75,6 +75,11 @@ class AdminStub:
                 request_serializer=workers_dot_wire_dot_admin__pb2.SetReplicaRoleRequest.SerializeToString,
                 response_deserializer=workers_dot_wire_dot_admin__pb2.SetReplicaRoleResponse.FromString,
                 _registered_method=True)
+        self.ExplainScale = channel.unary_unary(
+                '/kvasir.v1.Admin/ExplainScale',
+                request_serializer=workers_dot_wire_dot_admin__pb2.ExplainScaleRequest.SerializeToString,
+                response_deserializer=workers_dot_wire_dot_admin__pb2.ExplainScaleResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -133,6 +138,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainScale(self, request, context):
+        """How many replicas the planner wants, and why. NOT_FOUND: there is no plan. UNAVAILABLE: Redis is away.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -175,6 +187,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.SetRole,
                     request_deserializer=workers_dot_wire_dot_admin__pb2.SetReplicaRoleRequest.FromString,
                     response_serializer=workers_dot_wire_dot_admin__pb2.SetReplicaRoleResponse.SerializeToString,
+            ),
+            'ExplainScale': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainScale,
+                    request_deserializer=workers_dot_wire_dot_admin__pb2.ExplainScaleRequest.FromString,
+                    response_serializer=workers_dot_wire_dot_admin__pb2.ExplainScaleResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -393,6 +410,33 @@ class Admin:
             '/kvasir.v1.Admin/SetRole',
             workers_dot_wire_dot_admin__pb2.SetReplicaRoleRequest.SerializeToString,
             workers_dot_wire_dot_admin__pb2.SetReplicaRoleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainScale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvasir.v1.Admin/ExplainScale',
+            workers_dot_wire_dot_admin__pb2.ExplainScaleRequest.SerializeToString,
+            workers_dot_wire_dot_admin__pb2.ExplainScaleResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from workers.core.batch import SequenceUpdate
 from workers.core.request import FinishReason, Request, SampledToken, SamplingParams
 from workers.core.roles import RoleName
@@ -114,6 +116,11 @@ def token_from_wire(message: common.Token) -> SampledToken:
     )
 
 
+def tokens_from_wire(messages: Iterable[common.Token]) -> tuple[SampledToken, ...]:
+    """A simulated worker's are decoded already."""
+    return messages if isinstance(messages, tuple) else tuple(map(token_from_wire, messages))
+
+
 def request_to_wire(request: Request) -> worker.SequenceSpec:
     return worker.SequenceSpec(
         request_id=request.id,
@@ -122,6 +129,7 @@ def request_to_wire(request: Request) -> worker.SequenceSpec:
         prompt_len=request.prompt_len,
         sampling=params_to_wire(request.params),
         cache_salt=request.cache_salt,
+        traceparent=request.traceparent,
     )
 
 
@@ -133,6 +141,7 @@ def request_from_wire(message: worker.SequenceSpec) -> Request:
         params=params_from_wire(message.sampling),
         attempt=message.attempt,
         cache_salt=message.cache_salt,
+        traceparent=message.traceparent,
     )
 
 

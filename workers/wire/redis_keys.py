@@ -5,7 +5,9 @@
 `{cluster}:blocks:<id>`   hash, a snapshot: inc, data (packed ids), the seq it stands after, and at,
                           the stream entry after which to read on
 `{cluster}:loads`         channel on which routers tell each other what they gave to whom
-`{cluster}:plan`          JSON Plan: what the planner wants, and whoever scales reads
+`{cluster}:plan`          JSON, cluster/autoscaler/published.Published: what the planner wants
+`{cluster}:scale`         hash, pool -> JSON ByHand: what people ask for instead
+`{cluster}:planner:...`   what planners know: lease, past
 The braces are a hash tag: all keys of a cluster live in one slot of a Redis Cluster.
 """
 
@@ -51,16 +53,6 @@ class ReplicaRecord(BaseModel):
     event_seq: int = 0  # the last event that stands in Redis
 
 
-class Plan(BaseModel):
-    """How many replicas each pool shall have, and which role each replica of a flex pool. Pools and
-    replicas that it does not name stay as they are."""
-
-    pools: dict[str, int] = {}
-    roles: dict[str, RoleName] = {}
-    at: float = 0.0  # seconds since 1970
-    seq: int = 0  # +1 with each change
-
-
 def replica_key(cluster: str, replica: str) -> str:
     return f"{{{cluster}}}:replica:{replica}"
 
@@ -79,6 +71,14 @@ def loads_channel(cluster: str) -> str:
 
 def plan_key(cluster: str) -> str:
     return f"{{{cluster}}}:plan"
+
+
+def scale_key(cluster: str) -> str:
+    return f"{{{cluster}}}:scale"
+
+
+def planner_key(cluster: str, what: str) -> str:
+    return f"{{{cluster}}}:planner:{what}"
 
 
 def without_password(url: str) -> str:

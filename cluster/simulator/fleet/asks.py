@@ -20,7 +20,7 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)  # of splitmix64, as are the shifts and fac
 
 
 class Ask:
-    """One request. `ids`: of the full blocks of its prompt, and of those generated so far."""
+    """One request. `ids`: of the full blocks of its prompt, and of all that it will generate."""
 
     def __init__(
         self,
@@ -28,7 +28,6 @@ class Ask:
         at_s: float,
         job: Job,
         ids: list[BlockId],
-        block_size: int,
         *,
         slo_class: str | None = None,
         tenant: str = "",
@@ -40,16 +39,10 @@ class Ask:
         self.slo_class = slo_class
         self.tenant = tenant
         self.ids = ids
-        self._block_size = block_size
 
     def request(self) -> Request:
         params = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=self.output_tokens)
         return Request(self.id, (0,) * self.input_tokens, self.input_tokens, params)
-
-    def extend(self, num_tokens: int) -> None:
-        """`ids` has those of all full blocks of so many tokens."""
-        for place in range(len(self.ids), num_tokens // self._block_size):
-            self.ids.append(_digest(f"{self.id} {place}"))
 
 
 class AskedIds(BlockIds):
@@ -60,7 +53,6 @@ class AskedIds(BlockIds):
         self._ask = ask
 
     def of(self, kv_abi: str, block_size: int) -> list[BlockId]:
-        self._ask.extend(len(self.tokens))
         return self._ask.ids[: (len(self.tokens) - 1) // block_size]
 
 
@@ -70,10 +62,8 @@ class AskedHasher(BlockHasher):
     def __init__(self, ask: Ask, block_size: int) -> None:
         super().__init__(b"", block_size)
         self.ids = ask.ids
-        self._ask = ask
 
-    def extend(self, tokens: Sequence[int]) -> None:
-        self._ask.extend(len(tokens))
+    def extend(self, tokens: Sequence[int]) -> None: ...
 
 
 class BlockNames:
@@ -88,15 +78,17 @@ class BlockNames:
         self._known: dict[str, int] = {}
 
     def of(self, job: Job, own: str, lap: int = 0) -> list[BlockId]:
-        """All full blocks of its prompt. `own` names the request, `lap` the round of the trace:
-        rounds share nothing."""
+        """All full blocks of its prompt and of what it generates. `own` names the request, `lap`
+        the round of the trace: rounds share nothing."""
         size = self._block_size
-        ends = np.arange(1, job.input_tokens // size + 1, dtype=np.uint64) * np.uint64(size)
+        count = (job.input_tokens + job.output_tokens) // size
+        ends = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(size)
         seeds = np.full(len(ends), self._seed(own), dtype=np.uint64)
         if job.blocks:
             names = np.array([self._seed(f"{lap} {name}") for name in job.blocks], dtype=np.uint64)
             inside = (ends - np.uint64(1)) // np.uint64(job.block_size)
             covered = int(np.searchsorted(inside, len(names)))
+            covered = min(covered, job.input_tokens // size)
             seeds[:covered] = names[inside[:covered]]
         low = _mixed(seeds + ends * _ODD)
         high = _mixed(low ^ seeds)
@@ -119,7 +111,7 @@ def asks(
     slo_class: str | None = None,
 ) -> Iterator[Ask]:
     """The jobs of a trace, in order, `rate` times as fast; up to `duration_s`, as often as it takes
-    (once where it is None)."""
+    (once where it is None). `slo_class`: of all of them, whatever the trace says."""
     names, number, lap = BlockNames(block_size), 0, 0
     span_s = (jobs[-1].at_s + jobs[-1].at_s / max(1, len(jobs) - 1)) / rate
     while True:
@@ -128,7 +120,9 @@ def asks(
             if duration_s is not None and at_s >= duration_s:
                 return
             ids = names.of(job, f"own {number}", lap)
-            yield Ask(number, at_s, job, ids, block_size, slo_class=slo_class)
+            yield Ask(
+                number, at_s, job, ids, slo_class=slo_class or job.slo_class, tenant=job.tenant
+            )
             number += 1
         lap += 1
         if duration_s is None or span_s <= 0:

@@ -20,6 +20,9 @@ from workers.wire import worker_pb2 as worker
 from workers.wire.codec import finish_to_wire
 
 TRANSPORT = "simulated"
+# Reports from one event with tokens to the next: KV tokens that the router has not heard of yet
+# stand in the reports.
+SPEAK_EVERY = 4
 
 
 class Host(Protocol):
@@ -65,8 +68,9 @@ class SimCall:
         """A step that ended then did this to its sequence."""
         raise NotImplementedError
 
-    def flush(self) -> None:
-        """The router hears of every token so far."""
+    def flush(self, *, last: bool = False) -> None:
+        """Its worker reports: the router may hear of the tokens so far, and of the `last` report it
+        does."""
 
     def dropped(self) -> None:
         """Its worker is dead."""
@@ -136,6 +140,7 @@ class _Decoding(SimCall):
     """What both kinds of Decode calls do with tokens."""
 
     due = 0  # position of the first token that the router has not heard of
+    _reports = 0  # of its worker, since it decodes
 
     @property
     def speaks(self) -> bool:
@@ -149,9 +154,11 @@ class _Decoding(SimCall):
             self.stream.close()
             self._host.forget(self)
 
-    def flush(self) -> None:
+    def flush(self, *, last: bool = False) -> None:
         if 0 < self.due < len(self.seq.tokens):
-            self._tell(common.FINISH_REASON_UNSPECIFIED)
+            if last or self._reports % SPEAK_EVERY == 0:
+                self._tell(common.FINISH_REASON_UNSPECIFIED)
+            self._reports += 1
 
     def _tell(self, finish_reason: common.FinishReason) -> None:
         total = len(self.seq.tokens)

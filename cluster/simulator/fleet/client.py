@@ -12,6 +12,7 @@ from workers.core.hashing import BlockId
 from workers.core.request import Request
 from workers.wire import common_pb2 as common
 from workers.wire import worker_pb2 as worker
+from workers.wire.codec import role_from_wire
 
 
 class SimWorkerClient:
@@ -46,6 +47,11 @@ class SimWorkerClient:
     async def move(self, request_id: str) -> bool:
         """Simulated workers keep what they decode."""
         return False
+
+    async def set_role(self, role: common.Role) -> None:
+        name = role_from_wire(role)
+        assert name is not None
+        self._there().set_role(name)
 
     async def set_limits(self, max_seqs: int, step_tokens: int) -> None:
         self._there().set_limits(max_seqs, step_tokens)

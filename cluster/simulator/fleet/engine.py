@@ -13,26 +13,25 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Protocol
 
-from cluster.simulator.fleet.steps import Ends, StepTimes, later
+from cluster.simulator.fleet.cores import SharedCores, SharedStep
+from cluster.simulator.fleet.steps import Ends, LineEnds, Span, StepTimes, later
+from cluster.simulator.fleet.stream import TOKEN
 from workers.core.batch import Batch, SequenceUpdate
 from workers.core.request import Sequence
 from workers.core.scheduler_runs import RunScheduler
 from workers.core.step_work import StepWork
 
-TOKEN = 0  # that every sequence samples every time
-
 
 class Follower(Protocol):
     """Hears what steps did."""
 
-    def ran(self, sequences: Iterable[Sequence], began: float, ends: Items[float]) -> None:
-        """From `began` on steps ended at these times. In each these sequences sampled a token, none
-        of them their last."""
+    def ran(self, sequences: Iterable[Sequence], steps: Span) -> None:
+        """In each of these steps these sequences sampled a token, none of them their last."""
 
     def stepped(self, updates: Items[SequenceUpdate], end: float) -> None:
         """What else a step did that ended then."""
 
-    def measured(self, first: StepWork, began: float, ends: Items[float]) -> None:
+    def measured(self, first: StepWork, steps: Span) -> None:
         """The same steps as a worker would measure them; the first one computed `first`, each of
         the others one KV token more of each of its sequences."""
 
@@ -55,19 +54,31 @@ class _Run:
         """When the first `step` are over."""
         return self.began + self.ends.after(step)
 
+    def span(self, end: int) -> Span:
+        """From what is done up to step `end`."""
+        return Span(self.began, self.ends, self.done, end - self.done)
+
 
 class SimEngine:
-    """`busy_s`: time in steps so far, as far as they are settled."""
+    """`busy_s`: time in steps so far, as far as they are settled. On `cores` that others compute
+    on, too, nobody knows when a run will end, so steps are taken one by one."""
 
-    def __init__(self, scheduler: RunScheduler, times: StepTimes, follower: Follower) -> None:
+    def __init__(
+        self,
+        scheduler: RunScheduler,
+        times: StepTimes,
+        follower: Follower,
+        cores: SharedCores | None = None,
+    ) -> None:
         self.scheduler = scheduler
         self.busy_s = 0.0
         self.steps = 0
         self._times = times
         self._follower = follower
+        self._cores = cores
         self._loop = asyncio.get_running_loop()
         self._run: _Run | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | SharedStep | None = None
         self._waking: asyncio.Handle | None = None
 
     def settle(self) -> None:
@@ -121,7 +132,7 @@ class SimEngine:
         for chunk in batch.chunks:
             if chunk.sequence.admitted_at is None:
                 chunk.sequence.admitted_at = now
-        more = self.scheduler.repeats(batch)
+        more = 0 if self._cores is not None else self.scheduler.repeats(batch)
         if more:
             ends, count = self._times.run(work, 1 + more)
         else:
@@ -132,34 +143,38 @@ class SimEngine:
     def _set_timer(self, run: _Run) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(run.end_of(run.count), self._end)
+        if self._cores is None:
+            self._timer = self._loop.call_at(run.end_of(run.count), self._end)
+        else:
+            self._timer = self._cores.begin(run.work, run.ends.after(1), self._end)
 
     def _advance(self, run: _Run, done: int) -> None:
         """`done` steps of it are over, not the last one."""
-        began, count = run.end_of(run.done), done - run.done
-        ends = [run.end_of(step) for step in range(run.done + 1, done + 1)]
-        run.batch = self.scheduler.advance(run.batch, count, TOKEN)
-        first, run.work, run.done = run.work, later(run.work, count), done
-        self._count(count, ends[-1] - began)
-        self._follower.measured(first, began, ends)
-        self._follower.ran((chunk.sequence for chunk in run.batch.chunks), began, ends)
+        steps = run.span(done)
+        run.batch = self.scheduler.advance(run.batch, steps.num_steps, TOKEN)
+        first, run.work, run.done = run.work, later(run.work, steps.num_steps), done
+        self._count(steps)
+        self._follower.measured(first, steps)
+        self._follower.ran((chunk.sequence for chunk in run.batch.chunks), steps)
 
     def _end(self) -> None:
         run = self._run
         assert run is not None
         if run.count - 1 > run.done:
             self._advance(run, run.count - 1)
-        began, now = run.end_of(run.done), run.end_of(run.count)
+        if self._cores is not None:
+            run.ends = LineEnds(self._loop.time() - run.began, 0.0)
+        steps, now = run.span(run.count), run.end_of(run.count)
         self._timer = self._run = None
-        self._count(1, now - began)
-        self._follower.measured(run.work, began, (now,))
+        self._count(steps)
+        self._follower.measured(run.work, steps)
         longer, updates = self.scheduler.land(run.batch, TOKEN)
-        self._follower.ran(longer, began, (now,))
+        self._follower.ran(longer, steps)
         self._follower.stepped(updates, now)
         self._follower.between()
         self._begin(now)
 
-    def _count(self, steps: int, seconds: float) -> None:
-        self.steps += steps
-        self.busy_s += seconds
-        self._times.over(steps)
+    def _count(self, steps: Span) -> None:
+        self.steps += steps.num_steps
+        self.busy_s += steps.end - steps.begin
+        self._times.over(steps.num_steps)

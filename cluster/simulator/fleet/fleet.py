@@ -14,8 +14,9 @@ from typing import cast
 
 from cluster.simulator.fleet.asks import Ask, AskedIds
 from cluster.simulator.fleet.client import SimWorkerClient
+from cluster.simulator.fleet.cores import SharedCores
 from cluster.simulator.fleet.desk import SimDesk
-from cluster.simulator.fleet.plan import FleetPlan, Outcome, PoolTotals
+from cluster.simulator.fleet.plan import FleetPlan, Outcome, PoolTotals, ReplicaPlan
 from cluster.simulator.fleet.record import Journal
 from cluster.simulator.fleet.stream import Tokens
 from cluster.simulator.fleet.worker import SimWorker
@@ -38,11 +39,13 @@ from workers.core.clock import VirtualClock
 from workers.core.errors import KvasirError, Overloaded
 from workers.core.events import KVEvent
 from workers.core.request import Request
+from workers.core.roles import RoleName
 from workers.wire import common_pb2 as common
 from workers.wire import worker_pb2 as worker
 from workers.wire.redis_keys import ReplicaRecord
 
 START_S = 60.0  # at most, until all replicas are up
+REGISTRY_S = 1.0  # until the router looks who is still there
 
 
 class _IndexFeed:
@@ -61,7 +64,8 @@ class _IndexFeed:
 
 
 class Fleet:
-    """`async with Fleet.open(plan)`. `workers` by name: the life that runs now, if one does."""
+    """`async with Fleet.open(plan)`. `workers` by name: the life that runs now, if one does.
+    Replicas may come (add) and go (drain, remove) and change their roles while it is open."""
 
     def __init__(self, plan: FleetPlan) -> None:
         clock = VirtualClock()
@@ -73,6 +77,7 @@ class Fleet:
         self.metrics = RouterMetrics()
         self.index = ExpectingIndex(clock, plan.limits.index_blocks)
         self._plans = {replica.name: replica for replica in plan.replicas}
+        self._leased = dict.fromkeys(self._plans)  # those that the registry knows
         self._lives: dict[str, int] = {}
         self._asks: dict[str, Ask] = {}
         self._clock = clock
@@ -83,6 +88,7 @@ class Fleet:
             events=self._heard,
             tokens=Tokens(),
             desk_of=self._desk_of,
+            cores=SharedCores(plan.contention) if plan.contention is not None else None,
         )  # fmt: skip
         rng = random.Random(plan.seed)
         self.pool = Pool(
@@ -132,6 +138,29 @@ class Fleet:
         self.plan.truth.placed(name, plan.sizes.hardware_class, plan.sizes.step_tokens)
         self.workers[name] = SimWorker(name, life, plan.role, plan.sizes, self._world)
 
+    def add(self, plan: ReplicaPlan) -> None:
+        """It is there from now on: up, and empty. Its name was nobody's before."""
+        assert plan.name not in self._plans, plan.name
+        self._plans[plan.name] = plan
+        self._leased[plan.name] = None
+        self.start(plan.name)
+        self.pool.sync(self._records())
+
+    def drain(self, name: str) -> None:
+        """It takes nothing new and ends what it has; drained when its worker has no leftover()."""
+        self.workers[name].drain()
+
+    def remove(self, name: str) -> None:
+        """It stops, and the registry forgets it."""
+        self._leased.pop(name, None)
+        self.kill(name)
+        later = asyncio.get_running_loop().call_later
+        later(REGISTRY_S, lambda: self.pool.sync(self._records()))
+
+    def set_role(self, name: str, role: RoleName) -> None:
+        """What comes from now on is of its new role; what runs there ends there."""
+        self.workers[name].set_role(role)
+
     def kill(self, name: str) -> None:
         """No effect on one that is dead."""
         died = self.workers.pop(name, None)
@@ -140,7 +169,8 @@ class Fleet:
             self.dead.append(died)
 
     def _records(self) -> Iterable[ReplicaRecord]:
-        for name, plan in self._plans.items():
+        for name in self._leased:
+            plan = self._plans[name]
             sizes = plan.sizes
             yield ReplicaRecord(
                 id=name,
@@ -190,7 +220,7 @@ class Fleet:
     def totals(self) -> dict[str, PoolTotals]:
         """By pool."""
         found = {pool: PoolTotals() for pool in self.pools}
-        for name in self._plans:
+        for name in self._leased:
             found[self.pool_of(name)].replicas += 1
         for life in (*self.workers.values(), *self.dead):
             life.engine.settle()
@@ -229,6 +259,8 @@ class Fleet:
         request = ask.request()
         line = self.journal.begin(request.id, slo_class, self._clock.now())
         self._asks[request.id] = ask
+        if self.plan.front_s:
+            await asyncio.sleep(self.plan.front_s)
         cached, failed, turn = 0, "", None
         result = Result.FAILED
         try:

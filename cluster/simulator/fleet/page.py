@@ -23,7 +23,12 @@ figcaption { font-weight: 600 }
 
 
 def page(title: str, played: Played, found: Figures) -> str:
-    body = [f"<h1>{escape(title)}</h1>", _summary(found), *_plots(played)]
+    return document(title, [_summary(found), *plots(played)])
+
+
+def document(title: str, body: Sequence[str]) -> str:
+    """Needs nothing beside itself. `body`: HTML."""
+    body = [f"<h1>{escape(title)}</h1>", *body]
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}'
         f"</title><style>{_STYLE}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
@@ -31,21 +36,21 @@ def page(title: str, played: Played, found: Figures) -> str:
 
 
 def _summary(found: Figures) -> str:
-    whole = _table(
+    whole = table(
         ("requests", "served / s", "good / s", "attainment", "refused", "failed", "preempted",
          "cached", "replica-hours"),
         [(f"{found.requests:,}", f"{found.throughput:,.2f}", f"{found.goodput:,.2f}",
           f"{found.attainment:.1%}", f"{found.refused:,}", f"{found.failed:,}",
           f"{found.preemptions:,}", f"{found.hit:.1%}", f"{found.replica_hours:,.2f}")],
     )  # fmt: skip
-    classes = _table(
+    classes = table(
         ("class", "requests", "attainment", "late", "slow", "refused", "TTFT p50 / p90 / p99 (ms)",
          "ITL mean / p50 / p90 / p99 (ms)"),
         [(name, f"{each.requests:,}", f"{each.attainment:.1%}", f"{each.late:,}",
           f"{each.slow:,}", f"{each.refused:,}", _ms(each.ttft, 1), _ms(each.itl, 0))
          for name, each in found.classes.items()],
     )  # fmt: skip
-    pools = _table(
+    pools = table(
         ("pool", "replicas", "replica-hours", "busy", "preempted", "steps"),
         [(name, f"{pool.replicas}", f"{pool.replica_hours:,.2f}", f"{pool.utilisation:.1%}",
           f"{pool.preemptions:,}", f"{pool.steps:,}") for name, pool in found.pools.items()],
@@ -53,7 +58,7 @@ def _summary(found: Figures) -> str:
     return whole + classes + pools
 
 
-def _plots(played: Played) -> list[str]:
+def plots(played: Played) -> list[str]:
     samples = played.samples
 
     def over_time(value: str) -> dict[str, Points]:
@@ -102,7 +107,7 @@ def _shares(values: Sequence[float]) -> Points:
     return points[:: max(1, len(points) // MOST_POINTS)] + points[-1:]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cluster.simulator.fleet.asks import Ask
+from cluster.simulator.fleet.cores import Contention
 from cluster.simulator.fleet.world import WorkerSizes
 from router.config import Limits
 from router.flow.book import Result
@@ -27,7 +28,9 @@ class ReplicaPlan:
 @dataclass(frozen=True, slots=True)
 class FleetPlan:
     """`truth` says how long everything takes; `believed` is what the router predicts with, and
-    learns. `noise`: sigma of the logarithm of a step's time over the true one."""
+    learns. `noise`: sigma of the logarithm of a step's time over the true one. `front_s`: of each
+    request, what doors, router and messages take beside all that is simulated. `contention`: where
+    all workers share one machine's cores."""
 
     replicas: Sequence[ReplicaPlan]
     truth: LatencyModel
@@ -39,6 +42,8 @@ class FleetPlan:
     ticket_ttl_s: float = 10.0
     noise: float = 0.0
     seed: int = 1
+    front_s: float = 0.0
+    contention: Contention | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 
+from cluster.simulator.fleet.steps import Line
+
 BINS = 200.0  # of a histogram, for each factor of e: half a percent wide
 
 
@@ -20,7 +22,23 @@ class Histogram:
     def add(self, seconds: float, weight: int = 1) -> None:
         self.count += weight
         self.total_s += seconds * weight
-        self._bins[math.floor(math.log(seconds) * BINS) if seconds > 0 else -10_000] += weight
+        self._bins[_bin(seconds)] += weight
+
+    def add_line(self, line: Line, weight: int = 1) -> None:
+        """Every step of it."""
+        first_s, growth_s, count = line
+        if growth_s <= 0 or count == 1:
+            self._bins[_bin(first_s)] += count * weight
+        else:
+            place = 0
+            while place < count:
+                at = _bin(first_s + place * growth_s)
+                edge_s = math.exp((at + 1) / BINS)
+                beyond = min(count, max(place + 1, math.ceil((edge_s - first_s) / growth_s)))
+                self._bins[at] += (beyond - place) * weight
+                place = beyond
+        self.count += count * weight
+        self.total_s += (count * first_s + growth_s * (count * (count - 1) // 2)) * weight
 
     @property
     def mean(self) -> float:
@@ -42,6 +60,10 @@ class Histogram:
             seen += self._bins[place]
             found.append((math.exp((place + 1) / BINS), seen / self.count))
         return found[:: max(1, len(found) // most)] + found[-1:]
+
+
+def _bin(seconds: float) -> int:
+    return math.floor(math.log(seconds) * BINS) if seconds > 0 else -10_000
 
 
 @dataclass(slots=True)

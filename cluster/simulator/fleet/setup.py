@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.config import ClusterConfig, PoolConfig
 from cluster.model_source import DEMO, demo_model
 from cluster.simulator.fleet.plan import FleetPlan, ReplicaPlan
+from cluster.simulator.fleet.recorded import read_steps
 from cluster.simulator.fleet.world import WorkerSizes
-from router.latency import FittedLatency
+from router.latency import FittedLatency, HardwareClass
 from router.placement.placement import Disaggregation
 from workers.core.errors import CheckpointError, ConfigError
 from workers.core.hardware import hardware
@@ -27,11 +29,13 @@ ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line adds. `noise`: of steps, sigma of the logarithm."""
+    """What the command line adds. `noise`: of steps, sigma of the logarithm. `steps`: those that
+    were recorded, which say more than data sheets."""
 
     mode: Disaggregation | None = None
     noise: float = 0.0
     seed: int = 1
+    steps: Path | None = None
 
 
 def read_model(model: str) -> ModelConfig:
@@ -50,7 +54,8 @@ def read_model(model: str) -> ModelConfig:
 
 
 def fleet_plan(config: ClusterConfig, model: ModelConfig, options: Options) -> FleetPlan:
-    """Raises ConfigError where the model does not fit into a pool's replicas."""
+    """Raises ConfigError where the model does not fit into a pool's replicas, or nobody recorded
+    steps of their hardware."""
     replicas = [
         ReplicaPlan(f"{pool.name}-{place}", pool.name, pool.first_role, sizes)
         for pool in config.pools
@@ -60,10 +65,14 @@ def fleet_plan(config: ClusterConfig, model: ModelConfig, options: Options) -> F
     ]
     first = replicas[0].sizes
     usual = first.hardware_class
+    truth, believed = FittedLatency(model, usual), FittedLatency(model, usual)
+    if options.steps is not None:
+        for latency in (truth, believed):
+            _taught(latency, options.steps, config.engine.step_tokens, replicas)
     return FleetPlan(
         replicas,
-        truth=FittedLatency(model, usual),
-        believed=FittedLatency(model, usual),
+        truth=truth,
+        believed=believed,
         slo=config.slo,
         limits=config.router.limits,
         policy=config.router.policy,
@@ -71,6 +80,23 @@ def fleet_plan(config: ClusterConfig, model: ModelConfig, options: Options) -> F
         ticket_ttl_s=config.ticket_ttl_s,
         noise=options.noise,
         seed=options.seed,
+    )
+
+
+def _taught(
+    latency: FittedLatency, steps: Path, step_tokens: int, replicas: Sequence[ReplicaPlan]
+) -> None:
+    known = read_steps(steps, latency, step_tokens)
+    missing = {replica.sizes.hardware_class for replica in replicas} - known
+    if missing:
+        raise ConfigError(
+            f"{steps} has steps of {_names(known)}, but none of {_names(missing)}, which pools are"
+        )
+
+
+def _names(classes: Iterable[HardwareClass]) -> str:
+    return ", ".join(
+        f"{each.hardware} x {each.tensor_ranks * each.expert_ranks}" for each in sorted(classes)
     )
 
 

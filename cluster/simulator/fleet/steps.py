@@ -6,9 +6,9 @@ import math
 import random
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate, islice
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from workers.core.step_work import StepWork
 
@@ -26,6 +26,45 @@ class Ends(Protocol):
 
     def done(self, seconds: float) -> int:
         """Steps that are over after so long."""
+
+    def lines(self, before: int, count: int) -> Iterable[Line]:
+        """What `count` steps behind the first `before` take."""
+
+
+class Line(NamedTuple):
+    """`num_steps` steps, each `growth_s` longer than the one before it."""
+
+    first_s: float
+    growth_s: float
+    num_steps: int
+
+
+class Span(NamedTuple):
+    """`num_steps` steps of a run that began at `began`, behind its first `before` ones."""
+
+    began: float
+    ends: Ends
+    before: int
+    num_steps: int
+
+    @property
+    def begin(self) -> float:
+        return self.began + self.ends.after(self.before)
+
+    def end_of(self, steps: int) -> float:
+        """When the first `steps` of these are over."""
+        return self.began + self.ends.after(self.before + steps)
+
+    @property
+    def end(self) -> float:
+        return self.end_of(self.num_steps)
+
+    def lines(self, skipped: int = 0) -> Iterable[Line]:
+        """What they take, but for the first `skipped`."""
+        return self.ends.lines(self.before + skipped, self.num_steps - skipped)
+
+    def seconds(self, step: int) -> float:
+        return self.end_of(step + 1) - self.end_of(step)
 
 
 class LineEnds:
@@ -53,11 +92,16 @@ class LineEnds:
             guess -= 1
         return guess
 
+    def lines(self, before: int, count: int) -> Iterable[Line]:
+        if count:
+            yield Line(self._first_s + before * self._growth_s, self._growth_s, count)
+
 
 class ListedEnds:
     """Each step has a time of its own."""
 
     def __init__(self, seconds: Sequence[float]) -> None:
+        self._seconds = seconds
         self._ends = list(accumulate(seconds))
 
     def after(self, count: int) -> float:
@@ -65,6 +109,9 @@ class ListedEnds:
 
     def done(self, seconds: float) -> int:
         return bisect_right(self._ends, seconds)
+
+    def lines(self, before: int, count: int) -> Iterable[Line]:
+        return (Line(seconds, 0.0, 1) for seconds in self._seconds[before : before + count])
 
 
 class Noise:

@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 
 from router.worker_client import WorkerFailed
 from workers.core.errors import KvasirError
+from workers.core.request import SampledToken
 from workers.wire import common_pb2 as common
+
+TOKEN = 0  # that every sequence samples every time
 
 
 class SimStream:
@@ -50,16 +53,8 @@ class SimStream:
         self.abort("the call was cancelled")
 
     async def read(self, silence_s: float | None = None) -> Any:
-        """The next message; None: the worker ended the call well. Raises KvasirError."""
-        if silence_s is None or self._said:
-            return await self._next()
-        try:
-            async with asyncio.timeout(silence_s):
-                return await self._next()
-        except TimeoutError:
-            raise WorkerFailed(f"{self._where}: silent for {silence_s:g} s") from None
-
-    async def _next(self) -> Any:
+        """The next message; None: the worker ended the call well. Raises KvasirError. A simulated
+        worker is never silent: with its death its streams end."""
         while True:
             if self._aborted is not None:
                 raise WorkerFailed(f"{self._where}: {self._aborted}")
@@ -83,39 +78,25 @@ class SimStream:
             self._reader.set_result(None)
 
 
-class SimToken:
-    """A common.Token that has an id and a position: building the real one costs more than all that
-    is done with it."""
-
-    __slots__ = ("id", "position")
-    logprob = 0.0
-    top_logprobs = ()
-
-    def __init__(self, position: int) -> None:
-        self.id = 0
-        self.position = position
-
-    def HasField(self, name: str) -> bool:
-        return False
-
-
 class Tokens:
     """All that there are, made once."""
 
     def __init__(self) -> None:
-        self._made: list[SimToken] = []
+        self._made: tuple[SampledToken, ...] = ()
 
-    def between(self, first: int, end: int) -> list[SimToken]:
+    def between(self, first: int, end: int) -> tuple[SampledToken, ...]:
         """At positions first..end-1."""
-        made = self._made
-        made += [SimToken(position) for position in range(len(made), end)]
-        return made[first:end]
+        known = len(self._made)
+        if end > known:
+            more = range(known, max(end, 2 * known))
+            self._made += tuple(SampledToken(TOKEN, position) for position in more)
+        return self._made[first:end]
 
 
 class SimTokens(NamedTuple):
-    """A worker.Tokens."""
+    """A worker.Tokens, decoded."""
 
-    tokens: list[SimToken]
+    tokens: tuple[SampledToken, ...]
     finish_reason: common.FinishReason
 
 

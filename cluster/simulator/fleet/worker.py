@@ -5,18 +5,19 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
-from itertools import pairwise
 
 from cluster.simulator.fleet.asks import AskedHasher
 from cluster.simulator.fleet.calls import AloneCall, DecodeCall, PrefillCall, SimCall
 from cluster.simulator.fleet.desk import SimDesk
-from cluster.simulator.fleet.engine import TOKEN, SimEngine
+from cluster.simulator.fleet.engine import SimEngine
 from cluster.simulator.fleet.record import Histogram
-from cluster.simulator.fleet.steps import Noise, StepTimes, later
-from cluster.simulator.fleet.stream import SimStream
+from cluster.simulator.fleet.report import Reports
+from cluster.simulator.fleet.steps import Noise, Span, StepTimes
+from cluster.simulator.fleet.stream import TOKEN, SimStream
 from cluster.simulator.fleet.world import KV_ABI, WorkerSizes, World
 from router.worker_client import WorkerFailed
 from workers.core.batch import SequenceUpdate
@@ -25,13 +26,8 @@ from workers.core.errors import Cancelled, ContextTooLong, KvasirError
 from workers.core.request import FinishReason, Request, SampledToken, Sequence
 from workers.core.roles import RoleName
 from workers.core.scheduler_runs import RunScheduler
-from workers.core.step_work import MeasuredStep, StepWork
+from workers.core.step_work import StepWork
 from workers.wire import common_pb2 as common
-from workers.wire import worker_pb2 as worker
-from workers.wire.codec import role_to_wire, step_to_wire
-
-# Of a worker's steps so many are reported, in every so manieth report: others say the same.
-STEPS_REPORTED, STEPS_EVERY = 8, 4
 
 
 class SimWorker:
@@ -60,14 +56,12 @@ class SimWorker:
         )
         noise = Noise(world.noise, f"{world.seed} {name} {life}") if world.noise else None
         times = StepTimes(lambda work: world.model.step_s(name, work), noise)
-        self.engine = SimEngine(scheduler, times, self)
+        self.engine = SimEngine(scheduler, times, self, world.cores)
         self.desk = SimDesk(self.me, KV_ABI, self.engine, world.ttl_s, self._freed)
         self.calls: dict[Sequence, SimCall] = {}
         self._reservations: deque[DecodeCall] = deque()
         self._watchers: list[SimStream] = []
-        self._steps: deque[MeasuredStep] = deque(maxlen=STEPS_REPORTED)
-        self._reports = 0
-        self._transfers: list[worker.TransferReport] = []
+        self._reports = Reports(self)
         self._report_timer: asyncio.TimerHandle | None = None
 
     def now(self) -> float:
@@ -120,11 +114,20 @@ class SimWorker:
         scheduler.step_tokens = min(step_tokens or sizes.step_tokens, sizes.step_tokens)
         self._freed()
 
+    def set_role(self, role: RoleName) -> None:
+        """Of what comes from now on: who is called does what it is called for, in any role."""
+        self.role = role
+        self._tell()
+
+    def drain(self) -> None:
+        self.draining = True
+        self._tell()
+
     def die(self, why: str) -> None:
         """What was sampled by now has been said; everything else is gone."""
         self.engine.settle()
         for call in self.calls.values():
-            call.flush()
+            call.flush(last=True)
         self.alive, self.died_at = False, self.now()
         self.engine.stop()
         if self._report_timer is not None:
@@ -155,16 +158,12 @@ class SimWorker:
         return self._world.model.transfer_s(num_bytes, sender, self.name)
 
     def fetched(self, sender: str, num_bytes: int, seconds: float) -> None:
-        self._transfers.append(
-            worker.TransferReport(
-                sender=sender, transport="simulated", num_bytes=num_bytes, seconds=seconds
-            )
-        )
+        self._reports.fetched(sender, num_bytes, seconds)
 
     # -- Follower --------------------------------------------------------------------------------
 
-    def ran(self, sequences: Iterable[Sequence], began: float, ends: Items[float]) -> None:
-        first_s, last, count = ends[0], ends[-1], len(ends)
+    def ran(self, sequences: Iterable[Sequence], steps: Span) -> None:
+        began, first_s, last, count = steps.begin, steps.end_of(1), steps.end, steps.num_steps
         steady: dict[Histogram, int] = {}  # had a token at `began`
         stalled: dict[Histogram, int] = {}
         for seq in sequences:
@@ -182,17 +181,14 @@ class SimWorker:
                 stalled[line.gaps] = stalled.get(line.gaps, 0) + 1
             line.last = last
             line.tokens += count
-        for shares, times in ((steady, (began, *ends)), (stalled, ends)):
+        for shares, skipped in ((steady, 0), (stalled, 1)):
             for gaps, share in shares.items():
-                for before, end in pairwise(times):
-                    gaps.add(end - before, share)
+                for line_ in steps.lines(skipped):
+                    gaps.add_line(line_, share)
         self._tell_events()
 
-    def measured(self, first: StepWork, began: float, ends: Items[float]) -> None:
-        begins = (began, *ends)
-        for place in range(max(0, len(ends) - STEPS_REPORTED), len(ends)):
-            seconds = ends[place] - begins[place]
-            self._steps.append(MeasuredStep(later(first, place), seconds))
+    def measured(self, first: StepWork, steps: Span) -> None:
+        self._reports.measured(first, steps)
 
     def stepped(self, updates: Items[SequenceUpdate], end: float) -> None:
         for update in updates:
@@ -209,62 +205,28 @@ class SimWorker:
     def watch(self, interval_s: float) -> SimStream:
         stream = SimStream(self.where, lambda: self._watchers.remove(stream))
         self._watchers.append(stream)
-        stream.put(self.report())
-        if self._report_timer is None:
-            self._report_timer = self._loop.call_later(interval_s, self._tell_load, interval_s)
+        stream.put(self._reports.next())
+        if self._report_timer is None:  # workers do not all speak at the same moment
+            first_s = interval_s * random.Random(f"{self._world.seed} {self.name}").random()
+            self._report_timer = self._loop.call_later(first_s, self._tell_load, interval_s)
         return stream
 
     def _tell_load(self, interval_s: float) -> None:
         self._report_timer = None
         if not self._watchers:
             return
+        if self.calls or self._reports.news:
+            self._tell()
+        self._report_timer = self._loop.call_later(interval_s, self._tell_load, interval_s)
+
+    def _tell(self) -> None:
+        """Everything so far, to all who listen."""
         self.engine.settle()
         for call in self.calls.values():
             call.flush()
-        report = self.report()
+        report = self._reports.next()
         for stream in self._watchers:
             stream.put(report)
-        self._report_timer = self._loop.call_later(interval_s, self._tell_load, interval_s)
-
-    def report(self) -> worker.LoadReport:
-        scheduler, sizes = self.engine.scheduler, self.sizes
-        pool = scheduler.pool
-        waiting_tokens = sum(seq.num_unlaunched for seq in scheduler.waiting)
-        kv_tokens = 0
-        for seq in scheduler.running:
-            kv_tokens += seq.num_computed
-            if seq.num_unlaunched > 1:
-                waiting_tokens += seq.num_unlaunched
-        steps: list[MeasuredStep] = []
-        if self._reports % STEPS_EVERY == 0:
-            steps += self._steps
-            self._steps.clear()
-        self._reports += 1
-        transfers, self._transfers = self._transfers, []
-        return worker.LoadReport(
-            replica=self.me,
-            role=role_to_wire(self.role),
-            state="draining" if self.draining else "ready",
-            kv_abi=KV_ABI,
-            running=len(scheduler.running) + len(scheduler.reserved),
-            waiting=len(scheduler.waiting) + len(self._reservations),
-            waiting_tokens=waiting_tokens,
-            kv_tokens=kv_tokens,
-            blocks_total=pool.num_blocks,
-            blocks_used=pool.num_referenced,
-            blocks_cached=pool.num_idle,
-            tickets_open=len(self.desk.tickets.live()),
-            prefix_hit_tokens=scheduler.hit_tokens,
-            prefix_query_tokens=scheduler.query_tokens,
-            preemptions=scheduler.preemptions,
-            steps=[step_to_wire(step) for step in steps],
-            step_tokens=scheduler.step_tokens,
-            kv_bytes_per_token=sizes.token_bytes,
-            transfers=transfers,
-            max_seqs=sizes.max_seqs,
-            most_step_tokens=sizes.step_tokens,
-            seqs_limit=scheduler.max_seqs,
-        )
 
     def check_integrity(self) -> None:
         self.engine.settle()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cluster.simulator.fleet.asks import Ask
+from cluster.simulator.fleet.cores import SharedCores
 from cluster.simulator.fleet.desk import SimDesk
 from cluster.simulator.fleet.record import Timeline
 from cluster.simulator.fleet.stream import Tokens
@@ -40,7 +41,8 @@ class WorkerSizes:
 @dataclass(frozen=True, slots=True)
 class World:
     """What all workers share. `line_of(request id)`: where its tokens are booked; `events`: what a
-    worker's cache says; `desk_of`: the worker that holds a ticket."""
+    worker's cache says; `desk_of`: the worker that holds a ticket; `cores`: where they all run on
+    the same."""
 
     model: LatencyModel
     ttl_s: float
@@ -51,3 +53,4 @@ class World:
     events: Callable[[str, list[KVEvent]], None]
     tokens: Tokens
     desk_of: Callable[[common.ReplicaRef], SimDesk]
+    cores: SharedCores | None = None

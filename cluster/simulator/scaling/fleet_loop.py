@@ -1,21 +1,18 @@
 """A policy beside the whole-cluster simulator: the same loop as run.py, request by request through
-the real router. Dozens of times slower than the twin; it tells whether the twin is right.
-
-The fleet is opened at its largest and what is not wanted is stopped before the first request. A
-replica that leaves drains as a real one does: it takes nothing new and ends what it has.
-"""
+the real router. Dozens of times slower than the twin; it tells whether the twin is right."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from cluster.bench.workload import Job
 from cluster.planner.signals import ROLES, PoolState, Role
-from cluster.simulator.fleet.asks import Ask, BlockNames
+from cluster.simulator.fleet.asks import asks
+from cluster.simulator.fleet.elastic import ElasticPool
 from cluster.simulator.fleet.fleet import Fleet
-from cluster.simulator.fleet.plan import FleetPlan, Outcome
+from cluster.simulator.fleet.plan import FleetPlan, Outcome, ReplicaPlan
 from cluster.simulator.scaling.load import Arrival, Shape
 from cluster.simulator.scaling.policy import Policy, Seen, Sizes
 from cluster.simulator.scaling.run import HOUR_S
@@ -23,165 +20,122 @@ from cluster.simulator.scaling.run import Outcome as Total
 from router.flow.book import Result
 from workers.core.clock import run_virtual
 
-LOOK_S = 1.0  # whether who drains has nothing left
 
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """`first`: replicas of each role to begin with. Requests of the first `warm_up_s`, and replicas
+    until then, do not count."""
 
-class ScaledPool:
-    """Replicas of one role: who is up, who starts, who drains."""
-
-    def __init__(self, fleet: Fleet, names: Sequence[str], up: int, cold_start_s: float) -> None:
-        self.replica_s = 0.0
-        self.actions = 0
-        self._fleet = fleet
-        self._cold_start_s = cold_start_s
-        self._up = list(names[:up])
-        self._down = list(names[up:])
-        self._starting: dict[str, float] = {}
-        self._draining: list[str] = []
-        self._took_s: list[float] = []
-        for name in self._down:
-            fleet.kill(name)
-
-    @property
-    def ongoing(self) -> int:
-        """Calls at its workers."""
-        workers = (self._fleet.workers.get(name) for name in (*self._up, *self._draining))
-        return sum(len(worker.calls) for worker in workers if worker is not None)
-
-    def state(self, now: float) -> PoolState:
-        took, self._took_s = tuple(self._took_s), []
-        ages = tuple(now - since for since in self._starting.values())
-        return PoolState(len(self._up), ages, len(self._draining), took_s=took)
-
-    def passes(self, now: float, elapsed: float) -> None:
-        self.replica_s += elapsed * (len(self._up) + len(self._starting) + len(self._draining))
-        for name in [n for n, at in self._starting.items() if now - at >= self._cold_start_s]:
-            self._took_s.append(now - self._starting.pop(name))
-            self._fleet.start(name)
-            self._up.append(name)
-        for name in [n for n in self._draining if not self._fleet.workers[n].leftover()]:
-            self._draining.remove(name)
-            self._fleet.kill(name)
-            self._down.append(name)
-
-    def resize(self, size: int, now: float) -> None:
-        """Those that start are stopped first; of those up, the least busy."""
-        more = size - len(self._up) - len(self._starting)
-        self.actions += abs(more)
-        for _ in range(more):
-            if self._down:
-                self._starting[self._down.pop()] = now
-        for _ in range(-more):
-            if self._starting:
-                self._down.append(self._starting.popitem()[0])
-            elif self._up:
-                name = min(self._up, key=lambda each: len(self._fleet.workers[each].calls))
-                self._up.remove(name)
-                self._fleet.workers[name].draining = True
-                self._draining.append(name)
+    window_s: float
+    first: Sizes
+    cold_start_s: float
+    interval_s: float = 10.0
+    warm_up_s: float = 0.0
 
 
 def run_fleet(
-    plan: FleetPlan,
-    policy: Policy,
-    arrivals: Iterable[Arrival],
-    window_s: float,
-    first: Sizes,
-    cold_start_s: float,
-    interval_s: float = 10.0,
+    plan: FleetPlan, policy: Policy, arrivals: Iterable[Arrival], scaling: Scaling
 ) -> Total:
-    """`plan`: with as many replicas as there may ever be."""
-    return run_virtual(_run(plan, policy, arrivals, window_s, first, cold_start_s, interval_s))
+    """Of `plan` only what each role's replicas are like counts, not how many there are."""
+    return run_virtual(_Scaled(plan, policy, scaling).run(arrivals))
 
 
-async def _run(
-    plan: FleetPlan,
-    policy: Policy,
-    arrivals: Iterable[Arrival],
-    window_s: float,
-    first: Sizes,
-    cold_start_s: float,
-    interval_s: float,
-) -> Total:
-    block_size = plan.replicas[0].sizes.block_size
-    blocks = BlockNames(block_size)
-    came: list[Shape] = []
-    sizes: list[tuple[float, Sizes]] = []
-    async with Fleet.open(plan) as fleet:
+class _Scaled:
+    def __init__(self, plan: FleetPlan, policy: Policy, scaling: Scaling) -> None:
+        self._likes: dict[Role, ReplicaPlan] = {
+            role: next(replica for replica in plan.replicas if replica.role == role)
+            for role in ROLES
+        }
+        first = [
+            replace(self._likes[role], name=f"{self._likes[role].pool}-{place}")
+            for role, count in zip(ROLES, scaling.first, strict=True)
+            for place in range(count)
+        ]
+        self._plan = replace(plan, replicas=first)
+        self._policy, self._scaling = policy, scaling
+        self._came: list[Shape] = []
+        self._told = 0  # outcomes that the policy has seen
+        self._sizes: list[tuple[float, Sizes]] = []
+
+    async def run(self, arrivals: Iterable[Arrival]) -> Total:
+        coming = list(arrivals)
+        jobs = [Job(at_s, s.prompt, s.output, f"{at_s}") for at_s, s in coming]
+        block_size = self._plan.replicas[0].sizes.block_size
         loop = asyncio.get_running_loop()
-        pools: dict[Role, ScaledPool] = {}
-        for role, count in zip(ROLES, first, strict=True):
-            names = [replica.name for replica in plan.replicas if replica.role == role]
-            pools[role] = ScaledPool(fleet, names, count, cold_start_s)
-        began = loop.time()
+        async with Fleet.open(self._plan) as fleet:
+            began = loop.time()
+            async with asyncio.TaskGroup() as tasks:
+                scaled = tasks.create_task(self._scale(fleet, began))
+                for arrival, ask in zip(coming, asks(jobs, block_size), strict=True):
+                    await asyncio.sleep(max(0.0, began + ask.at_s - loop.time()))
+                    self._came.append(arrival.shape)
+                    tasks.create_task(fleet.serve(ask))
+            return self._total(fleet.outcomes, *scaled.result())
 
-        async def scale() -> None:
-            looked, told = 0.0, 0
-            while True:
-                await asyncio.sleep(LOOK_S)
-                now = loop.time() - began
-                for pool in pools.values():
-                    pool.passes(now, LOOK_S if now <= window_s else 0.0)
-                if now - looked < interval_s or now > window_s:
-                    continue
-                looked = now
-                seen = _seen(fleet, pools, now, interval_s, came, fleet.outcomes[told:])
-                told = len(fleet.outcomes)
-                came.clear()
-                wanted = policy.sizes(seen)
-                for role, size in zip(ROLES, wanted, strict=True):
-                    pools[role].resize(size, now)
-                sizes.append((now, wanted))
+    async def _scale(self, fleet: Fleet, began: float) -> tuple[float, int]:
+        """Until the window ends; replica-seconds and actions since the warm-up."""
+        scaling, loop = self._scaling, asyncio.get_running_loop()
+        pools = {role: _Pool(fleet, like, scaling) for role, like in self._likes.items()}
+        paid_s, actions = 0.0, 0
+        for look in range(1, round(scaling.window_s / scaling.interval_s) + 1):
+            await asyncio.sleep(max(0.0, began + look * scaling.interval_s - loop.time()))
+            now = look * scaling.interval_s
+            wanted = self._policy.sizes(self._seen(fleet, pools, now))
+            orders = sum(p.elastic.resize(n) for p, n in zip(pools.values(), wanted, strict=True))
+            self._sizes.append((now, wanted))
+            if now <= scaling.warm_up_s:
+                paid_s = -sum(pool.elastic.paid_s for pool in pools.values())
+            else:
+                actions += orders
+        return paid_s + sum(pool.elastic.paid_s for pool in pools.values()), actions
 
-        async with asyncio.TaskGroup() as beside:
-            scaling = beside.create_task(scale())
-            async with asyncio.TaskGroup() as requests:
-                for number, arrival in enumerate(arrivals):
-                    await asyncio.sleep(max(0.0, began + arrival.at_s - loop.time()))
-                    shape = arrival.shape
-                    came.append(shape)
-                    job = Job(arrival.at_s, shape.prompt, shape.output, f"{number}")
-                    ids = blocks.of(job, f"own {number}")
-                    ask = Ask(number, arrival.at_s, job, ids, block_size)
-                    requests.create_task(fleet.serve(ask))
-            scaling.cancel()
-            with suppress(asyncio.CancelledError):
-                await scaling
-        good = sum(outcome.result is Result.GOOD for outcome in fleet.outcomes)
+    def _seen(self, fleet: Fleet, pools: dict[Role, _Pool], now: float) -> Seen:
+        answered = [each for each in fleet.outcomes[self._told :] if each.tokens]
+        self._told = len(fleet.outcomes)
+        came, self._came = self._came, []
+        queued = fleet.flow.queued
+        prefill, decode = pools["prefill"], pools["decode"]
+        return Seen(
+            now,
+            self._scaling.interval_s,
+            came,
+            [
+                Shape(e.ask.input_tokens, e.ask.output_tokens, e.ask.input_tokens - e.cached_tokens)
+                for e in answered
+            ],
+            [each.ttft_s for each in answered],
+            [each.itl_s for each in answered if each.itl_s is not None],
+            queued,
+            Sizes(queued + prefill.elastic.calls, decode.elastic.calls),
+            prefill.state(),
+            decode.state(),
+            made=sum(line.tokens for line in fleet.journal.lines.values()),
+        )
+
+    def _total(self, outcomes: Sequence[Outcome], paid_s: float, actions: int) -> Total:
+        scaling = self._scaling
+        counted = [each for each in outcomes if each.ask.at_s >= scaling.warm_up_s]
+        good = sum(outcome.result is Result.GOOD for outcome in counted)
         return Total(
-            len(fleet.outcomes),
+            len(counted),
             good,
-            len(fleet.outcomes) - good,
-            sum(outcome.result is Result.REFUSED for outcome in fleet.outcomes),
-            sum(pool.replica_s for pool in pools.values()) / HOUR_S,
-            sum(pool.actions for pool in pools.values()),
-            window_s / HOUR_S,
-            tuple(sizes),
+            len(counted) - good,
+            sum(outcome.result is Result.REFUSED for outcome in counted),
+            paid_s / HOUR_S,
+            actions,
+            (scaling.window_s - scaling.warm_up_s) / HOUR_S,
+            tuple(self._sizes),
         )
 
 
-def _seen(
-    fleet: Fleet,
-    pools: dict[Role, ScaledPool],
-    now: float,
-    interval_s: float,
-    came: Sequence[Shape],
-    ended: Sequence[Outcome],
-) -> Seen:
-    answered = [each for each in ended if each.tokens]
-    queued = fleet.flow.queued
-    return Seen(
-        now,
-        interval_s,
-        list(came),
-        [
-            Shape(e.ask.input_tokens, e.ask.output_tokens, e.ask.input_tokens - e.cached_tokens)
-            for e in answered
-        ],
-        [each.ttft_s for each in answered],
-        [each.itl_s for each in answered if each.itl_s is not None],
-        queued,
-        Sizes(queued + pools["prefill"].ongoing, pools["decode"].ongoing),
-        pools["prefill"].state(now),
-        pools["decode"].state(now),
-    )
+class _Pool:
+    """What the planner is told of one."""
+
+    def __init__(self, fleet: Fleet, like: ReplicaPlan, scaling: Scaling) -> None:
+        self.elastic = ElasticPool(fleet, like, scaling.cold_start_s)
+        self._told = 0  # cold starts
+
+    def state(self) -> PoolState:
+        pool = self.elastic
+        took, self._told = tuple(pool.took_s[self._told :]), len(pool.took_s)
+        return PoolState(len(pool.up), tuple(pool.starting_s), pool.num_draining, took_s=took)

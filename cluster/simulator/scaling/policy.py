@@ -32,6 +32,7 @@ class Seen:
     ongoing: Sizes
     prefill: PoolState
     decode: PoolState
+    made: int = 0  # tokens, of answers under way
 
     @property
     def coming(self) -> Sizes:
@@ -65,9 +66,10 @@ class Planned:
             Lengths.of([shape.prompt for shape in seen.came]),
             Lengths.of([shape.uncached for shape in seen.came]),
             Lengths.of([shape.output for shape in seen.ended]),
+            sum(float(shape.prompt * shape.output) for shape in seen.ended),
         )
         plan = self.planner.plan(
-            Signals(seen.interval_s, (of_class,), seen.ongoing.decode),
+            Signals(seen.interval_s, (of_class,), seen.ongoing.decode, seen.made),
             {"prefill": seen.prefill, "decode": seen.decode},
             seen.now,
         )

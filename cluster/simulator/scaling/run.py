@@ -130,6 +130,7 @@ def run(
             ),
             lives[0].state(now),
             lives[1].state(now),
+            twin.decode.made,
         )
         wanted = policy.sizes(seen)
         for _ in range(lives[0].resize(wanted.prefill, now)):

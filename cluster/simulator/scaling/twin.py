@@ -108,10 +108,16 @@ class DecodeShare:
         self._kv = 0.0
         self._now = now
         self._steps = 0.0  # the clock that counts them
+        self._begun = 0.0  # what it showed when those that decode began, summed
         self._ends: list[tuple[float, int, _Decoding]] = []
         self._number = 0
         self._batch = math.inf
         self._context = 1.0
+
+    @property
+    def made(self) -> int:
+        """Tokens of the answers that are decoded now."""
+        return max(0, round(self.active * self._steps - self._begun))
 
     def until(
         self, end: float, begun: Iterable[tuple[float, _Waiting]]
@@ -132,6 +138,7 @@ class DecodeShare:
             self._steps, self._now = self._ends[0][0], over
             each = heappop(self._ends)[2]
             self.active -= 1
+            self._begun -= self._steps - _decoded(each.request.shape)
             self._kv -= _held(each.request.shape)
             self._admit()
             yield over, each
@@ -157,7 +164,8 @@ class DecodeShare:
             self.active += 1
             self._kv += held
             self._number += 1
-            heappush(self._ends, (self._steps + max(0, shape.output - 1), self._number, each))
+            self._begun += self._steps
+            heappush(self._ends, (self._steps + _decoded(shape), self._number, each))
 
     def _places(self, held: float) -> float:
         """Of one server, for sequences as they are on average."""
@@ -166,6 +174,11 @@ class DecodeShare:
             self._context = context
             self._batch = self._site.batch(max(1, math.ceil(context)))
         return self._batch
+
+
+def _decoded(shape: Shape) -> int:
+    """Tokens after the first."""
+    return max(0, shape.output - 1)
 
 
 def _held(shape: Shape) -> float:

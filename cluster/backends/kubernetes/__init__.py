@@ -1,0 +1,1 @@
+"""Pools as Deployments: their sizes follow the plan through the Kubernetes API, in static mode."""
