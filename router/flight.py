@@ -126,19 +126,19 @@ class Flight:
         return replace(self._request, token_ids=tuple(self.tokens), attempt=self.attempt)
 
     def accept(self, tokens: tuple[SampledToken, ...]) -> tuple[SampledToken, ...]:
-        """Those that come next; older ones are dropped. `tokens` follow one another. Raises
-        WorkerFailed if one is skipped."""
-        if not tokens:
-            return tokens
-        first, due = tokens[0].position, len(self.tokens)
-        positions = [token.position for token in tokens]
-        if first > due or positions != list(range(first, first + len(tokens))):
-            raise WorkerFailed(f"a worker sent positions {positions}, {due} was due")
-        fresh = tokens[due - first :]
+        """Those that come next; older ones are dropped. Raises WorkerFailed if one is skipped."""
+        fresh: list[SampledToken] = []
+        due = len(self.tokens)
+        for token in tokens:
+            if token.position > due:
+                raise WorkerFailed(f"a worker sent position {token.position}, {due} was due")
+            if token.position == due:
+                fresh.append(token)
+                due += 1
         if fresh:
             self.tokens.extend([token.id for token in fresh])
             self.budget.progressed()
-        return fresh
+        return tuple(fresh)
 
 
 class Binding:

@@ -217,7 +217,7 @@ class Worker:
 
     def _report(self, new_steps: int, new_transfers: int) -> worker.LoadReport:
         scheduler, pool = self.engine.scheduler, self.engine.pool
-        prefilling = [*scheduler.waiting, *scheduler.running]
+        ongoing = [*scheduler.waiting, *scheduler.running]
         return worker.LoadReport(
             replica=self.me,
             role=self.role,
@@ -225,7 +225,7 @@ class Worker:
             kv_abi=self.engine.info.kv_abi,
             running=len(scheduler.running) + len(scheduler.reserved),
             waiting=len(scheduler.waiting) + self.engine.num_waiting_for_pages,
-            waiting_tokens=sum(s.num_unlaunched for s in prefilling if s.num_unlaunched > 1),
+            waiting_tokens=sum(s.num_unlaunched for s in ongoing if s.num_unlaunched > 1),
             kv_tokens=sum(seq.num_computed for seq in scheduler.running),
             blocks_total=pool.num_blocks,
             blocks_used=pool.num_referenced,
@@ -242,6 +242,7 @@ class Worker:
             max_seqs=self._most_seqs,
             most_step_tokens=self._most_step_tokens,
             seqs_limit=scheduler.max_seqs,
+            made_tokens=sum(seq.num_output for seq in ongoing),
         )
 
     def snapshot(self) -> worker.SnapshotResponse:

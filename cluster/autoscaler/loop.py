@@ -161,7 +161,7 @@ class Autoscaler:
     async def _make_plan(self, now: float, interval_s: float, queued: Mapping[str, int]) -> None:
         at = self._unix + now
         classes = self._offered.take(queued)
-        signals = Signals(interval_s, classes, self._watched.decoding(self._replicas))
+        signals = Signals(interval_s, classes, *self._watched.decoding(self._replicas))
         state = self._watched.state(self._replicas, now)
         self._planner.pools = Pools(self._watched.specs, self._planner.options)
         plan = self._planner.plan(signals, state, at)

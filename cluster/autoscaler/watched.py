@@ -103,14 +103,16 @@ class Watched:
             pool.took_s.clear()
         return told
 
-    def decoding(self, replicas: Pool) -> int:
-        """Sequences that decode, or wait to."""
-        return sum(
-            each.load.running + each.load.waiting
+    def decoding(self, replicas: Pool) -> tuple[int, int]:
+        """Sequences that decode or wait to, and tokens that they have so far."""
+        loads = [
+            each.load
             for name in self._pools
             for each in self._of(replicas, name)
             if each.alive and each.role == "decode"
-        )
+        ]
+        sequences = sum(load.running + load.waiting for load in loads)
+        return sequences, sum(load.made_tokens for load in loads)
 
     def flips(
         self, replicas: Pool, sizes: Mapping[str, int], as_prefill: Mapping[str, int]

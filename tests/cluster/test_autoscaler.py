@@ -126,7 +126,8 @@ def test_a_pool_is_as_its_replicas_report_it() -> None:
     assert state["decode"].fitted and not state["prefill"].fitted
     (decode,) = [each for each in seen.specs if each.name == "decode"]
     assert (decode.kv_tokens, decode.max_seqs) == (400_000, 64)
-    assert seen.decoding(replicas) == 3
+    one.load.made_tokens = 70
+    assert seen.decoding(replicas) == (3, 70)
 
 
 @pytest.mark.parametrize(

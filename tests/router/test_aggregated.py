@@ -7,7 +7,6 @@ from collections import Counter, deque
 
 import pytest
 
-from router.app import _ready
 from router.config import Limits
 from router.placement.decision import Need, Refusal
 from tests.router.fleet import HASTY, house, request, until
@@ -212,17 +211,6 @@ async def test_a_ticket_that_no_decode_worker_can_take_is_redeemed_by_an_aggrega
         (call,) = alone.calls
         assert call.HasField("ticket") and len(prefill.calls) == 1
         await inside.fleet.quiet()
-
-
-async def test_ready_means_that_somebody_prefills_and_somebody_decodes() -> None:
-    for names, ready in (
-        (["aggregated-1"], True),
-        (["prefill-1", "decode-1"], True),
-        (["prefill-1"], False),
-        (["decode-1"], False),
-    ):
-        async with house(*names) as inside:
-            assert _ready(inside.pool) is ready, names
 
 
 async def test_nobody_there() -> None:

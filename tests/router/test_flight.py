@@ -28,13 +28,13 @@ def said(*positions: int) -> tuple[SampledToken, ...]:
 def test_it_takes_what_is_due_and_drops_what_it_has(flight: Flight) -> None:
     assert flight.accept(said(3, 4)) == said(3, 4)
     assert flight.accept(said(3, 4)) == ()
-    assert flight.accept(said(4, 5, 6)) == said(5, 6)
+    assert flight.accept(said(4, 5, 5, 6)) == said(5, 6)
     assert flight.accept(()) == ()
     assert flight.tokens == [1, 2, 3, 103, 104, 105, 106]
 
 
-@pytest.mark.parametrize("positions", ((4,), (3, 5), (3, 4, 4), (4, 3), (3, 5, 4, 6)))
+@pytest.mark.parametrize("positions", ((4,), (3, 5), (4, 3), (3, 5, 4, 6)))
 def test_it_takes_nothing_where_one_is_skipped(flight: Flight, positions: tuple[int, ...]) -> None:
-    with pytest.raises(WorkerFailed, match="3 was due"):
+    with pytest.raises(WorkerFailed, match="was due"):
         flight.accept(said(*positions))
     assert flight.tokens == [1, 2, 3]

@@ -346,6 +346,9 @@ async def test_a_bug_is_internal_and_shows_no_traceback(tmp_path: Path, monkeypa
     ("disaggregation", "names", "ready"),
     [
         ("auto", ("prefill-1",), True),
+        ("auto", ("aggregated-1",), True),
+        ("remote", ("aggregated-1",), True),
+        ("remote", ("prefill-1",), False),
         ("auto", ("decode-1",), True),
         ("local", ("decode-1",), True),
         ("remote", ("decode-1",), False),

@@ -470,7 +470,7 @@ class TransferReport(_message.Message):
     def __init__(self, sender: _Optional[str] = ..., transport: _Optional[str] = ..., num_bytes: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class LoadReport(_message.Message):
-    __slots__ = ("replica", "role", "state", "kv_abi", "running", "waiting", "waiting_tokens", "kv_tokens", "blocks_total", "blocks_used", "blocks_cached", "tickets_open", "prefix_hit_tokens", "prefix_query_tokens", "preemptions", "steps", "step_tokens", "kv_bytes_per_token", "transfers", "quarantined", "max_seqs", "most_step_tokens", "seqs_limit")
+    __slots__ = ("replica", "role", "state", "kv_abi", "running", "waiting", "waiting_tokens", "kv_tokens", "blocks_total", "blocks_used", "blocks_cached", "tickets_open", "prefix_hit_tokens", "prefix_query_tokens", "preemptions", "steps", "step_tokens", "kv_bytes_per_token", "transfers", "quarantined", "max_seqs", "most_step_tokens", "seqs_limit", "made_tokens")
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -494,6 +494,7 @@ class LoadReport(_message.Message):
     MAX_SEQS_FIELD_NUMBER: _ClassVar[int]
     MOST_STEP_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SEQS_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    MADE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     replica: _common_pb2.ReplicaRef
     role: _common_pb2.Role
     state: str
@@ -517,7 +518,8 @@ class LoadReport(_message.Message):
     max_seqs: int
     most_step_tokens: int
     seqs_limit: int
-    def __init__(self, replica: _Optional[_Union[_common_pb2.ReplicaRef, _Mapping]] = ..., role: _Optional[_Union[_common_pb2.Role, str]] = ..., state: _Optional[str] = ..., kv_abi: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., blocks_total: _Optional[int] = ..., blocks_used: _Optional[int] = ..., blocks_cached: _Optional[int] = ..., tickets_open: _Optional[int] = ..., prefix_hit_tokens: _Optional[int] = ..., prefix_query_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[StepReport, _Mapping]]] = ..., step_tokens: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., transfers: _Optional[_Iterable[_Union[TransferReport, _Mapping]]] = ..., quarantined: _Optional[_Iterable[str]] = ..., max_seqs: _Optional[int] = ..., most_step_tokens: _Optional[int] = ..., seqs_limit: _Optional[int] = ...) -> None: ...
+    made_tokens: int
+    def __init__(self, replica: _Optional[_Union[_common_pb2.ReplicaRef, _Mapping]] = ..., role: _Optional[_Union[_common_pb2.Role, str]] = ..., state: _Optional[str] = ..., kv_abi: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., blocks_total: _Optional[int] = ..., blocks_used: _Optional[int] = ..., blocks_cached: _Optional[int] = ..., tickets_open: _Optional[int] = ..., prefix_hit_tokens: _Optional[int] = ..., prefix_query_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[StepReport, _Mapping]]] = ..., step_tokens: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., transfers: _Optional[_Iterable[_Union[TransferReport, _Mapping]]] = ..., quarantined: _Optional[_Iterable[str]] = ..., max_seqs: _Optional[int] = ..., most_step_tokens: _Optional[int] = ..., seqs_limit: _Optional[int] = ..., made_tokens: _Optional[int] = ...) -> None: ...
 
 class SnapshotRequest(_message.Message):
     __slots__ = ()
