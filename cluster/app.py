@@ -12,6 +12,7 @@ import logging
 import sys
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import ray.util
@@ -25,7 +26,7 @@ from cluster.access import Access, own_access
 from cluster.admin_client import AdminClient
 from cluster.autoscaler.app import serve as serve_planner
 from cluster.autoscaler.config import PlannerConfig
-from cluster.backends.own_loop import OwnLoop
+from cluster.backends.own_loop import BEAT_S, OwnLoop, OwnService, check_alive, first_of
 from cluster.backends.ray_ranks import RayLauncher
 from cluster.model_source import resolve_model
 from router.app import Ports
@@ -40,7 +41,6 @@ from workers.worker import Worker
 
 HEALTH_EVERY_S = 2.0
 HEALTH_TIMEOUT_S = 10.0
-BEAT_S = 5.0  # for the other event loop to have its turn
 MARGIN_S = 10.0  # beside the drain: the last words, and a forward that cannot be stopped
 STARTS = 3  # failures before Serve gives a deployment up
 ASK_AGAIN_S = 1.0
@@ -159,7 +159,7 @@ class WorkerReplica:
         self._departure: Departure | None = None
         self._own = OwnLoop("kvasir-worker")
         self._life = self._own.run(self._live())
-        await _first_of(self._worker, self._life)
+        await first_of(self._worker, self._life)
 
     async def _live(self) -> None:
         self._departure = Departure()
@@ -175,7 +175,7 @@ class WorkerReplica:
 
     async def check_health(self) -> None:
         """Raises where it is of no more use: ended, hung in a step, or its loop is blocked."""
-        _check_alive(self._life)
+        check_alive(self._life)
         if not await self._own.beats(BEAT_S):
             raise Unavailable(f"{self._config.replica}: nothing moves")
         if self._worker.result().hung.is_set():
@@ -204,41 +204,27 @@ class RouterReplica:
         _log_to_stderr()
         told = RouterConfig.model_validate_json(config)
         self._config = told.model_copy(update={"model": str(resolve_model(told.model))})
-        self._ports: Future[Ports] = Future()
-        self._stop: asyncio.Event | None = None
-        self._own = OwnLoop("kvasir-router")
-        self._life = self._own.run(self._live())
-        await _first_of(self._ports, self._life)
-
-    async def _live(self) -> None:
-        self._stop = asyncio.Event()
-        await serve_router(self._config, self._stop, self._ports.set_result)
+        self._own: OwnService[Ports] = OwnService("router", partial(serve_router, self._config))
+        await self._own.serves()
 
     async def reconfigure(self, told: dict[str, Any]) -> None:
         """`slo`: the service classes from now on, as JSON."""
         access = own_access(self._config.tls, self._config.api_keys)
-        router = str(self._ports.result().grpc)
+        router = str(self._own.where.result().grpc)
         await asyncio.to_thread(_set_slo, router, access, told["slo"])
 
     async def address(self) -> str:
         """Of its gRPC port, as other nodes reach it."""
-        grpc = self._ports.result().grpc
+        grpc = self._own.where.result().grpc
         if grpc.host in ANY_HOST:
             grpc = grpc.model_copy(update={"host": ray.util.get_node_ip_address()})
         return str(grpc)
 
     async def check_health(self) -> None:
-        _check_alive(self._life)
-        if not await self._own.beats(BEAT_S):
-            raise Unavailable("the router: nothing moves")
+        await self._own.check_health()
 
     async def __del__(self) -> None:
-        self._own.run(self._end())
-        await asyncio.wait([asyncio.wrap_future(self._life)])
-
-    async def _end(self) -> None:
-        if self._stop is not None:
-            self._stop.set()
+        await self._own.end()
 
 
 @serve.deployment(
@@ -261,11 +247,8 @@ class PlannerReplica:
                 "routers": told.routers or (self._router,),
             }
         )
-        self._listens: Future[int] = Future()
-        self._stop: asyncio.Event | None = None
-        self._own = OwnLoop("kvasir-planner")
-        self._life = self._own.run(self._live())
-        await _first_of(self._listens, self._life)
+        self._own: OwnService[int] = OwnService("planner", partial(serve_planner, self._config))
+        await self._own.serves()
 
     async def _find_router(self) -> str | None:
         """Its address, once it has one; None where nobody needs to ask."""
@@ -278,40 +261,15 @@ class PlannerReplica:
                 await asyncio.sleep(ASK_AGAIN_S)
         return None
 
-    async def _live(self) -> None:
-        self._stop = asyncio.Event()
-        await serve_planner(self._config, self._stop, self._listens.set_result)
-
     async def check_health(self) -> None:
-        _check_alive(self._life)
-        if not await self._own.beats(BEAT_S):
-            raise Unavailable("the planner: nothing moves")
+        await self._own.check_health()
         with suppress(TimeoutError):  # it is being replaced
             async with asyncio.timeout(BEAT_S):
                 if await self._find_router() != self._router:
                     raise Unavailable("the planner: the router has moved")
 
     async def __del__(self) -> None:
-        self._own.run(self._end())
-        await asyncio.wait([asyncio.wrap_future(self._life)])
-
-    async def _end(self) -> None:
-        if self._stop is not None:
-            self._stop.set()
-
-
-async def _first_of(ready: Future[Any], life: Future[None]) -> None:
-    """Until it is ready. Raises what ended it before."""
-    waits = [asyncio.wrap_future(ready), asyncio.wrap_future(life)]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    if not ready.done():
-        _check_alive(life)
-
-
-def _check_alive(life: Future[None]) -> None:
-    if life.done():
-        life.result()
-        raise Unavailable("it has left")
+        await self._own.end()
 
 
 def _set_slo(router: str, access: Access, slo: str) -> None:

@@ -114,7 +114,6 @@ async def test_a_planner_follows_the_router_that_serve_names(
         there[0] = "127.0.0.1:2"
         with pytest.raises(Unavailable, match="the router has moved"):
             await made.check_health()
-        made._own.run(made._end())
-        await asyncio.wrap_future(made._life)
+        await made._own.end()
         with pytest.raises(Unavailable, match="it has left"):
             await made.check_health()
