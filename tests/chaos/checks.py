@@ -131,7 +131,7 @@ def look(cluster: Cluster, clients: dict[str, Client], outcome: Outcome) -> list
     except AssertionError as error:
         problems.append(f"router: integrity: {error}")
     for replica in cluster.router.pool:
-        if replica.assignments:
+        if replica.assignments.seqs:
             problems.append(f"the router still counts work on {replica.tell()}")
     return problems
 

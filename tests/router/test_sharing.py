@@ -182,7 +182,7 @@ class Router:
     @property
     def own(self) -> Load:
         held = self.replica.assignments
-        return Load(held.pending_tokens, held.kv_tokens, len(held))
+        return Load(held.pending_tokens, held.kv_tokens, held.seqs)
 
     def hear_worker(self, load: Load) -> None:
         message = report(self.replica.id, load)
