@@ -60,7 +60,7 @@ class Router:
 
     def own(self, place: int) -> Load:
         held = self.replicas[place].assignments
-        return Load(held.pending_tokens, held.kv_tokens, len(held))
+        return Load(held.pending_tokens, held.kv_tokens, held.seqs)
 
 
 class House:
