@@ -26,14 +26,14 @@ def admin_url(serving: Serving) -> str:
     return f"http://{where}/"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operated]:
     folder = tmp_path_factory.mktemp("cluster")
     with kvasir_serve(folder, "--decode=2", workers=WORKERS) as serving:
         yield Operated(serving, admin_url(serving))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     with chromium() as found:
         yield found
