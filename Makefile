@@ -80,7 +80,12 @@ chat: install ## talk to a running cluster
 
 # These keep one core busy and nothing else, so two may run at once; what starts workers and has
 # deadlines runs alone.
-SIDE_BY_SIDE := tests/arch tests/core tests/sim tests/chaos tests/router tests/demo tests/workers/test_triton.py
+WORKERS_ALONE := aggregated_processes channel expert_placement groups handoff_pages internal_tls links loader_ranks \
+  other_hosts processes rank_ports ranked_pages ranks resharding sampled_processes server shards team traffic worker_cli
+SIDE_BY_SIDE := tests/arch tests/core tests/sim tests/chaos tests/router tests/demo tests/helm \
+  $(addprefix tests/k8s/test_,applier.py lease.py container_parts.py) \
+  $(addprefix tests/telemetry/test_,traces.py logs.py rules.py) \
+  $(filter-out $(WORKERS_ALONE:%=tests/workers/test_%.py),$(wildcard tests/workers/test_*.py))
 define run_tests
 	@failed=0; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(1) -q -n 2 --dist worksteal $(SIDE_BY_SIDE) || failed=1; \

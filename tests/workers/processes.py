@@ -15,8 +15,8 @@ from typing import Any
 
 import grpc.aio
 
+from router.worker_client import CHANNEL_OPTIONS
 from tests.redis_server import free_port
-from workers.peer_client import CHANNEL_OPTIONS
 from workers.wire import worker_pb2 as worker
 from workers.wire import worker_pb2_grpc as worker_grpc
 from workers.wire.decode_client import DecodeClient
