@@ -98,7 +98,10 @@ def ray_serve(
     """Runs until the block ends; then none of its processes may be left. `changes`: sections of
     the config; where they have ports, these are taken."""
     path = folder / "cluster.yaml"
-    path.write_text(yaml.safe_dump({**CONFIG, **(changes or {}), "pools": pools}))
+    config = {**CONFIG, **(changes or {}), "pools": pools}
+    if any(pool["role"] == "aggregated" for pool in pools):
+        del config["planner"]  # it sizes no such pools
+    path.write_text(yaml.safe_dump(config))
     mark = secrets.token_hex(8)
     settings = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", MARK: mark}
     ports = () if changes else ANY_PORTS
