@@ -129,12 +129,16 @@ def _pool(args: PoolArgs, *others: Application) -> Application:
     return deployment.bind(config.model_dump_json(), args.host, args.cpus, *others)
 
 
-@serve.deployment(
+# How Serve looks after each of them.
+_watched = partial(
+    serve.deployment,
     health_check_period_s=HEALTH_EVERY_S,
     health_check_timeout_s=HEALTH_TIMEOUT_S,
     graceful_shutdown_wait_loop_s=LOOK_S,
-    max_constructor_retry_count=STARTS,
 )
+
+
+@_watched(max_constructor_retry_count=STARTS)
 class WorkerReplica:
     """One replica; a lost rank is its end."""
 
@@ -191,12 +195,7 @@ class WorkerReplica:
             self._departure.ask()
 
 
-@serve.deployment(
-    health_check_period_s=HEALTH_EVERY_S,
-    health_check_timeout_s=HEALTH_TIMEOUT_S,
-    graceful_shutdown_wait_loop_s=LOOK_S,
-    max_constructor_retry_count=STARTS,
-)
+@_watched(max_constructor_retry_count=STARTS)
 class RouterReplica:
     """The router with its three ports."""
 
@@ -227,12 +226,7 @@ class RouterReplica:
         await self._own.end()
 
 
-@serve.deployment(
-    health_check_period_s=HEALTH_EVERY_S,
-    health_check_timeout_s=HEALTH_TIMEOUT_S,
-    graceful_shutdown_wait_loop_s=LOOK_S,
-    graceful_shutdown_timeout_s=MARGIN_S,
-)
+@_watched(graceful_shutdown_timeout_s=MARGIN_S)
 class PlannerReplica:
     """The planner. A router that moves to another address ends it, and Serve starts it anew."""
 
