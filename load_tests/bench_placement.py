@@ -15,6 +15,7 @@ from time import thread_time
 from typing import cast
 
 from cluster.simulator.route import quantile
+from router.__main__ import tame_garbage
 from router.index.expecting import ExpectingIndex
 from router.latency import FittedLatency, HardwareClass
 from router.placement.decision import Need, Targets
@@ -84,6 +85,7 @@ def main() -> None:
             each.assignments.add(0, options.tokens, decodes=True)
     waiting: dict[str, deque[Assignment]] = {}
     took_us: dict[str, list[float]] = {"hash": [], "match": [], "place": [], "all": []}
+    tame_garbage()  # as the router does
     for _ in range(WARM_UP + options.decisions):
         tokens = prompt(rng, options.replicas, options.tokens)
         stamps = [thread_time()]

@@ -30,11 +30,15 @@ async def _main(config: RouterConfig) -> None:
     await serve(config, stop, _listening)
 
 
-def _listening(ports: Ports) -> None:
-    # What is there now stays. Requests leave few circles behind: looking for them at every 700th
-    # object is time lost, and with a million blocks in the index a long pause.
+def tame_garbage() -> None:
+    """What is there now stays. Requests leave few circles behind: looking for them at every 700th
+    object is time lost, and with a million blocks in the index a long pause."""
     gc.freeze()
     gc.set_threshold(GARBAGE, 20, 50)
+
+
+def _listening(ports: Ports) -> None:
+    tame_garbage()
     print(
         f"kvasir router listening: grpc {ports.grpc}, http {ports.http}, admin {ports.admin}",
         flush=True,

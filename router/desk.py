@@ -7,7 +7,6 @@ import asyncio
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 from router.calls import Calls
 from router.flight import Binding, BlockIds, Flight
@@ -128,16 +127,15 @@ class Desk:
 
     def _need(self, flight: Flight, phase: Phase, binding: Binding | None) -> Need:
         cached, ids = self._look_up(flight.blocks)
-        need = Need(
-            phase, len(flight.tokens), cached,
-            avoid=flight.avoid, ids=ids, targets=flight.targets,
-        )  # fmt: skip
-        if binding is None:
-            return need
-        need = replace(need, kv_abi=binding.ticket.kv_abi, sender=binding.replica.id)
-        if binding.moving:
-            need = replace(need, avoid={*flight.avoid, binding.incarnation})
-        return need
+        kv_abi = sender = None
+        avoid = flight.avoid
+        if binding is not None:
+            kv_abi, sender = binding.ticket.kv_abi, binding.replica.id
+            if binding.moving:
+                avoid = {*avoid, binding.incarnation}
+        return Need(
+            phase, len(flight.tokens), cached, kv_abi, avoid, sender, ids, targets=flight.targets
+        )
 
     def expected_s(self, blocks: BlockIds) -> float:
         """Predicted seconds of prefill where the least of it is left to compute; 0 without anybody

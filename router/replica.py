@@ -66,16 +66,26 @@ class Assignment:
 
     def update(self, *, pending_tokens: int | None = None, kv_tokens: int | None = None) -> None:
         """What is left of it now."""
-        self._of.count(self, -1)
+        of, pending, kv = self._of, self.pending_tokens, self.kv_tokens
         if pending_tokens is not None:
+            of.pending_tokens += pending_tokens - pending
             self.pending_tokens = pending_tokens
         if kv_tokens is not None:
+            of.kv_tokens += kv_tokens - kv
             self.kv_tokens = kv_tokens
-        self._of.count(self, 1)
+        if self.decodes:
+            if not pending:
+                of.decoding -= 1
+                of.decoding_kv -= kv
+            if not self.pending_tokens:
+                of.decoding += 1
+                of.decoding_kv += self.kv_tokens
 
 
 class Assigned:
     """All assignments of one replica, and their sums: placement reads these for every candidate."""
+
+    __slots__ = ("_all", "decoding", "decoding_kv", "kv_tokens", "pending_tokens", "seqs")
 
     def __init__(self) -> None:
         self.pending_tokens = 0
@@ -88,14 +98,14 @@ class Assigned:
     def add(self, pending_tokens: int, kv_tokens: int, *, decodes: bool = False) -> Assignment:
         assignment = Assignment(self, pending_tokens, kv_tokens, decodes)
         self._all.add(assignment)
-        self.count(assignment, 1)
+        self._count(assignment, 1)
         return assignment
 
     def remove(self, assignment: Assignment) -> None:
         self._all.remove(assignment)
-        self.count(assignment, -1)
+        self._count(assignment, -1)
 
-    def count(self, assignment: Assignment, sign: int) -> None:
+    def _count(self, assignment: Assignment, sign: int) -> None:
         self.seqs += sign
         self.pending_tokens += sign * assignment.pending_tokens
         self.kv_tokens += sign * assignment.kv_tokens
@@ -130,6 +140,7 @@ class Replica:
         self.role: RoleName = record.role
         self.kv_abi = record.kv_abi
         self.state = ReplicaState.CONNECTING
+        self.up = False  # every request asks all replicas, so it is plain
         self.leased = True
         self.load = worker.LoadReport()
         self.assignments = Assigned()
@@ -142,10 +153,6 @@ class Replica:
     @property
     def role_on_wire(self) -> common.Role:
         return role_to_wire(self.role)
-
-    @property
-    def up(self) -> bool:
-        return self.state is ReplicaState.UP
 
     @property
     def alive(self) -> bool:
@@ -203,6 +210,7 @@ class Replica:
         assert (self.state, state) in TRANSITIONS, f"{self.state} -> {state}: {self.tell()}"
         self.story.append(f"{self.state} -> {state}: {why}")
         self.state = state
+        self.up = state is ReplicaState.UP
 
     def tell(self) -> str:
         return f"replica {self.id}: " + "; ".join(self.story)
@@ -212,9 +220,10 @@ class Replica:
         state = _REPORTED.get(load.state)
         if state is None or (state is not self.state and (self.state, state) not in TRANSITIONS):
             raise WorkerFailed(f"replica {self.id} is {self.state} and says {load.state!r}")
-        if load.replica.incarnation != self.incarnation:
-            self.story.append(f"incarnation {load.replica.incarnation}")
-        self.incarnation = load.replica.incarnation
+        incarnation = load.replica.incarnation
+        if incarnation != self.incarnation:
+            self.story.append(f"incarnation {incarnation}")
+            self.incarnation = incarnation
         self.role = role_from_wire(load.role) or self.role
         self.kv_abi = load.kv_abi or self.kv_abi
         self.load = load
@@ -222,7 +231,8 @@ class Replica:
         held = Load(load.waiting_tokens, load.kv_tokens, load.running + load.waiting)
         own = Load(ours.pending_tokens, ours.kv_tokens, ours.seqs)
         self.foreign.report(held.beyond(own))
-        self.move(state, f"it says {load.state!r}")
+        if state is not self.state:
+            self.move(state, f"it says {load.state!r}")
 
     def lost(self, why: str) -> None:
         """Its Watch stream broke: nothing it had been given will come back."""

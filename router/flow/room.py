@@ -8,8 +8,8 @@ from heapq import nsmallest
 
 from router.latency import LatencyModel
 from router.placement.decision import Targets
+from router.placement.moment import STEPS_UNTIL_FREE
 from router.placement.placement import Placement
-from router.placement.scorers import STEPS_UNTIL_FREE
 from router.replica import Replica
 
 KEPT_FREE = 1 / 8  # of the room to decode, where background work would take it
@@ -31,14 +31,13 @@ class PoolRoom:
 
     @property
     def servers(self) -> int:
-        return sum(
-            replica.up and self._placement.serves(replica, "prefill") for replica in self._replicas
-        )
+        everybody = self._placement.any_alone
+        return sum([each.up and (everybody or each.role != "decode") for each in self._replicas])
 
     def backlog_s(self, unplaced_s: float, *, background: bool, itl_s: float | None) -> float:
         up = [replica for replica in self._replicas if replica.up]
         prefills = [replica for replica in up if replica.role != "decode"]
-        able = [replica for replica in up if self._placement.serves(replica, "prefill")]
+        able = up if self._placement.any_alone else prefills
         if not able:
             return 0.0
         pending_s = self._placement.ways.pending_s

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from router.latency import LatencyModel
-from router.placement.ways import MARGIN
+from router.placement.moment import MARGIN
 from router.replica import Replica
 from workers.core.errors import KvasirError
 from workers.core.step_work import StepWork

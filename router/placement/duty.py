@@ -21,13 +21,21 @@ class Duty:
 
     def given(self, replica: str, work_s: float) -> None:
         now = self._clock.now()
-        self._work[replica] = self._left(replica, now) + work_s, now
+        self._work[replica] = self.left_s(replica, now) + work_s, now
 
     def part(self, replica: str, more_s: float = 0.0) -> float:
         """0..MOST, with `more_s` of work given now."""
         now = self._clock.now()
-        window_s = MEMORY_S * -math.expm1(-max(FIRST_S, now - self._began) / MEMORY_S)
-        return min(MOST, (self._left(replica, now) + more_s) / window_s)
+        return min(MOST, (self.left_s(replica, now) + more_s) / self.window_s(now))
+
+    def window_s(self, now: float) -> float:
+        """Seconds that what is left of work stands for."""
+        return MEMORY_S * -math.expm1(-max(FIRST_S, now - self._began) / MEMORY_S)
+
+    def left_s(self, replica: str, now: float) -> float:
+        """Of the work that it was given."""
+        given = self._work.get(replica)
+        return 0.0 if given is None else given[0] * math.exp((given[1] - now) / MEMORY_S)
 
     def keep(self, replicas: set[str]) -> None:
         """Forget all others."""
@@ -35,7 +43,3 @@ class Duty:
 
     def __len__(self) -> int:
         return len(self._work)
-
-    def _left(self, replica: str, now: float) -> float:
-        work_s, then = self._work.get(replica, (0.0, now))
-        return work_s * math.exp((then - now) / MEMORY_S)

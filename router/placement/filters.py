@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from router.placement.decision import Need, Refusal
 from router.replica import Replica, ReplicaState
 
@@ -18,3 +20,16 @@ def refuse(need: Need, replica: Replica) -> Refusal | None:
     if need.sender is not None and need.sender in replica.quarantined:
         return Refusal.QUARANTINED
     return None
+
+
+def takers(need: Need, replicas: Sequence[Replica]) -> list[Replica]:
+    """Those that refuse() has nothing against. Each decision asks all: without a call for each."""
+    up, tokens, kv_abi, sender = ReplicaState.UP, need.num_tokens, need.kv_abi, need.sender
+    return [
+        replica
+        for replica in replicas
+        if replica.state is up
+        and tokens <= replica.capacity_tokens
+        and (kv_abi is None or replica.kv_abi == kv_abi)
+        and (sender is None or sender not in replica.quarantined)
+    ]

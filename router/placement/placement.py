@@ -8,7 +8,7 @@ from typing import Literal
 
 from router.latency import LatencyModel
 from router.placement.decision import Candidates, Decision, Need, Phase, Refusal
-from router.placement.filters import refuse
+from router.placement.filters import refuse, takers
 from router.placement.joint import Joint
 from router.placement.policies.cached import Soonest
 from router.placement.policies.kvasir import Kvasir
@@ -17,6 +17,7 @@ from router.placement.scorers import Scorer
 from router.placement.ways import Ways
 from router.replica import Replica
 from workers.core.clock import Clock, SystemClock
+from workers.core.roles import RoleName
 
 Disaggregation = Literal["auto", "remote", "local"]
 
@@ -44,7 +45,7 @@ class Placement:
         clock = clock or SystemClock()
         self.ways = Ways(latency, clock)
         self._scorer = Scorer(latency, self.ways)
-        self._joint = Joint(latency, self._scorer, self.ways, rng)
+        self._joint = Joint(latency, self.ways, rng)
         self._prefill = Kvasir(rng, clock) if policy is None else policy
         self._decode = Soonest(rng)
         self._weighs = isinstance(self._prefill, Kvasir)
@@ -75,11 +76,7 @@ class Placement:
             return None
         if need.phase == "decode":
             return self._redeem(need, able, refused)
-        if self.disaggregation == "auto":
-            decodes = [replica for replica in able if replica.role == "decode"]
-        else:
-            decodes = [r for r in replicas if r.role == "decode" and refuse(need, r) is None]
-        among = self._score(need, able, decodes)
+        among = self._score(need, able, replicas)
         place = self._prefill.choose(need, among)
         self._given(among, place, replicas)
         return Decision(among, place, refused)
@@ -88,36 +85,35 @@ class Placement:
         self, need: Need, replicas: list[Replica]
     ) -> tuple[list[Replica], dict[str, Refusal]]:
         """Those that have not failed it, if there are any; in quarantine only where all are."""
-        refused: dict[str, Refusal] = {}
-        able: list[Replica] = []
-        slow: list[Replica] = []
-        everybody = need.phase == "prefill" and self.disaggregation != "remote"
-        for replica in replicas:
-            why = refuse(need, replica) if everybody else self.refuse(need, replica)
-            if why is None:
-                able.append(replica)
-            elif why is Refusal.QUARANTINED:
-                slow.append(replica)
-            else:
-                refused[replica.id] = why
-        if able:
-            refused.update((replica.id, Refusal.QUARANTINED) for replica in slow)
-        able = able or slow
+        serving, refused = self._serving(need.phase, replicas)
+        able = takers(need, serving)
+        if len(able) < len(serving):
+            able = _told(need, serving, able, refused)
         if not need.avoid:
             return able, refused
         fresh = [replica for replica in able if replica.incarnation not in need.avoid] or able
         _pass_over(refused, able, fresh, Refusal.FAILED_IT)
         return fresh, refused
 
-    def _score(self, need: Need, able: list[Replica], decodes: list[Replica]) -> Candidates:
+    def _serving(
+        self, phase: Phase, replicas: list[Replica]
+    ) -> tuple[list[Replica], dict[str, Refusal]]:
+        """Those whose role it is, and what the others are refused for."""
+        if phase == "prefill" and self.disaggregation != "remote":
+            return replicas, {}
+        other = "prefill" if phase == "decode" else "decode"
+        serving = [replica for replica in replicas if replica.role != other]
+        return serving, {r.id: Refusal.ROLE for r in replicas if r.role == other}
+
+    def _score(self, need: Need, able: list[Replica], replicas: list[Replica]) -> Candidates:
         if self.disaggregation == "local":
             return self._joint.score(need, (), (), able)
         if not self._weighs:
             return self._scorer.score(need, able)
-        prefills = [replica for replica in able if replica.role == "prefill"]
-        both = [replica for replica in able if replica.role == "aggregated"]
+        prefills, decodes, both = _by_role(able)
         if self.disaggregation == "auto":
             return self._joint.score(need, prefills, decodes, both, any_alone=True)
+        decodes = takers(need, [replica for replica in replicas if replica.role == "decode"])
         # where nobody only decodes, a ticket goes to those who do both
         return self._joint.score(need, prefills, decodes or both, both)
 
@@ -133,6 +129,32 @@ class Placement:
         self.ways.given(among.replicas[place], among.work_s[place])
         if len(self.ways.duty) > FORGET_AT * len(there):
             self.ways.keep({replica.id for replica in there})
+
+
+def _by_role(replicas: Sequence[Replica]) -> tuple[list[Replica], list[Replica], list[Replica]]:
+    """Those that prefill, that decode, that do both."""
+    of: dict[RoleName, list[Replica]] = {"prefill": [], "decode": [], "aggregated": []}
+    for replica in replicas:
+        of[replica.role].append(replica)
+    return of["prefill"], of["decode"], of["aggregated"]
+
+
+def _told(
+    need: Need, replicas: list[Replica], able: list[Replica], refused: dict[str, Refusal]
+) -> list[Replica]:
+    """Says why the others are not able; where nobody is, whom only the pair is against must do."""
+    taken = {replica.id for replica in able}
+    slow: list[Replica] = []
+    for replica in replicas:
+        why = None if replica.id in taken else refuse(need, replica)
+        if why is Refusal.QUARANTINED:
+            slow.append(replica)
+        elif why is not None:
+            refused[replica.id] = why
+    if not able:
+        return slow
+    refused.update((replica.id, Refusal.QUARANTINED) for replica in slow)
+    return able
 
 
 def _pass_over(

@@ -21,23 +21,18 @@ from collections.abc import Mapping, Sequence
 
 from router.latency import LatencyModel
 from router.placement.decision import Need, Targets, Way
-from router.placement.duty import MOST, Duty
+from router.placement.duty import Duty
+from router.placement.moment import MARGIN, TOKENS, Look, Moment
 from router.replica import Replica
 from workers.core.clock import Clock
-from workers.core.step_work import StepWork
 
-TOKENS = 100  # of an answer that are still to come: nobody knows
-NEAR = 0.1
 LATE = 5.0
-MARGIN = 0.1  # of an ITL target: a mean that is predicted to just keep it is missed by half of all
 QUEUED = 2048  # tokens of a prompt that waits, where only their sum is known
-CHUNK = 2048  # tokens of a step, where a replica has not said
-LEAST_CHUNK = 16
 ASKED_AGAIN_S = 0.5  # for what changes slowly
 
 
 class Ways:
-    """Asks the latency model; remembers what was given by `duty`."""
+    """Remembers what was given by `duty`; makes the moment of each decision."""
 
     def __init__(self, latency: LatencyModel, clock: Clock) -> None:
         self.duty = Duty(clock)
@@ -46,54 +41,25 @@ class Ways:
         # when it was asked for, and seconds for a token that waits
         self._queued: dict[str, tuple[float, float]] = {}
 
-    def split(self, need: Need, decode: Replica) -> Way:
-        """`decode` takes its ticket, whoever sends it: the gap is but its step."""
-        return Way(False, decode, *self._after(need, decode, 0.0))
-
-    def alone(self, need: Need, replica: Replica, work_s: float, more_s: float = 0.0) -> Way:
-        """`replica` goes on with what it has prefilled in `work_s`; `more_s` is counted besides."""
-        gap_s, itl_s, after_s = self._after(need, replica, work_s)
-        after_s += more_s + max(0.0, gap_s - need.targets.itl_s)
-        return Way(True, None, gap_s, itl_s, after_s)
-
-    def alone_s(self, need: Need, replica: Replica, cached: int) -> tuple[float, float]:
-        """Waiting and work where `replica` computes its prompt beside its own decodes, a chunk in
-        each step."""
-        new, seqs = need.num_tokens - cached, replica.decoding
-        bare_s = self._latency.prefill_s(replica.id, new, cached)
-        if seqs == 0:
-            return self.pending_s(replica), bare_s
-        kv_tokens = replica.decoding_kv
-        step_s = self._latency.decode_s(replica.id, seqs, kv_tokens)
-        chunk, mixed_s = self._mixed(replica, seqs, kv_tokens, cached + new // 2)
-        queue_s = step_s / 2 + replica.pending_tokens / chunk * mixed_s
-        return queue_s, max(bare_s, new / chunk * mixed_s)
+    def moment(self, need: Need) -> Moment:
+        return Moment(self._latency, self.duty, self._pending_s, need, self._clock.now())
 
     def pending_s(self, replica: Replica) -> float:
         """Of prompts that wait there, computed one after the other."""
-        pending = replica.pending_tokens
-        if not pending:
-            return 0.0
-        now = self._clock.now()
-        then, token_s = self._queued.get(replica.id, (-math.inf, 0.0))
-        if now - then > ASKED_AGAIN_S:
-            token_s = self._latency.prefill_s(replica.id, QUEUED, 0) / QUEUED
-            self._queued[replica.id] = now, token_s
-        return pending * token_s
+        return self._pending_s(replica, self._clock.now())
 
     def burden_s(self, replica: Replica, targets: Targets) -> float:
         """What a prompt of QUEUED tokens would cost there, alone, beyond its own work: waiting, and
         how late it makes who decodes there. Slower within the target is no reason to wait."""
-        seqs = replica.decoding
+        moment = self.moment(Need("prefill", QUEUED, {}, targets=targets))
+        look = moment.look(replica)
+        seqs, with_it = look.seqs, look.kv_tokens + QUEUED
         if not seqs:
-            return self.pending_s(replica)
-        need = Need("prefill", QUEUED, {}, targets=targets)
-        bare_s = self._latency.prefill_s(replica.id, QUEUED, 0)
-        wait_s, work_s = self.alone_s(need, replica, 0)
-        queue_s, with_it = self.pending_s(replica), replica.decoding_kv + QUEUED
-        _, itl_s = self._steps(replica, seqs + 1, with_it, queue_s, work_s)
+            return moment.queue_s(look)
+        wait_s, work_s = moment.alone(look)
+        itl_s = moment.between_s(look, seqs + 1, with_it, moment.step_s(look), work_s)
         late_s = max(0.0, itl_s - (1 - MARGIN) * targets.others_itl_s)
-        return wait_s + work_s - bare_s + (seqs + 1) * TOKENS * late_s
+        return wait_s + work_s - moment.bare_s(look) + (seqs + 1) * TOKENS * late_s
 
     def given(self, replica: Replica, work_s: float) -> None:
         """It was chosen."""
@@ -104,47 +70,26 @@ class Ways:
         self.duty.keep(replicas)
         self._queued = {name: kept for name, kept in self._queued.items() if name in replicas}
 
-    def _after(self, need: Need, replica: Replica, work_s: float) -> tuple[float, float, float]:
-        """Its first gap, its ITL and what is counted, where `replica` decodes it; `work_s`: of its
-        prompt, there."""
-        seqs, kv_tokens, targets = replica.decoding, replica.decoding_kv, need.targets
-        queue_s = self.pending_s(replica)
-        with_it = kv_tokens + need.num_tokens
-        step_s, itl_s = self._steps(replica, seqs + 1, with_it, queue_s, work_s)
-        after_s = price(1, itl_s, targets.itl_s)
-        if seqs:
-            _, before_s = self._steps(replica, seqs, kv_tokens, queue_s, 0.0)
-            others_s = targets.others_itl_s
-            after_s += price(seqs, itl_s, others_s) - price(seqs, before_s, others_s)
-        return step_s, itl_s, max(0.0, after_s)
-
-    def _steps(
-        self, replica: Replica, seqs: int, kv_tokens: int, queue_s: float, more_s: float
-    ) -> tuple[float, float]:
-        """A step of its decodes, and the mean time between their tokens: of the last while, or of
-        the next, as a queue of prompts keeps it busy, whatever was before."""
-        step_s = self._latency.decode_s(replica.id, seqs, kv_tokens)
-        soon = (queue_s + more_s) / (TOKENS * step_s)
-        duty = min(MOST, max(self.duty.part(replica.id, more_s), soon))
-        if duty <= 0:
-            return step_s, step_s
-        _, mixed_s = self._mixed(replica, seqs, kv_tokens, 0)
-        return step_s, 1 / (duty / mixed_s + (1 - duty) / step_s)
-
-    def _mixed(
-        self, replica: Replica, seqs: int, kv_tokens: int, context: int
-    ) -> tuple[int, float]:
-        """Prompt tokens in a step that holds a chunk too, and how long it takes. `context`: tokens
-        that the chunk stands behind."""
-        chunk = max(LEAST_CHUNK, (replica.step_tokens or CHUNK) - seqs)
-        pairs = chunk * context + chunk * (chunk + 1) // 2
-        work = StepWork(chunk, context + chunk, pairs, seqs, kv_tokens)
-        return chunk, self._latency.step_s(replica.id, work)
+    def _pending_s(self, replica: Replica, now: float) -> float:
+        pending = replica.foreign.pending_tokens + replica.assignments.pending_tokens
+        if not pending:
+            return 0.0
+        then, token_s = self._queued.get(replica.id, (-math.inf, 0.0))
+        if now - then > ASKED_AGAIN_S:
+            token_s = self._latency.prefill_s(replica.id, QUEUED, 0) / QUEUED
+            self._queued[replica.id] = now, token_s
+        return pending * token_s
 
 
-def price(seqs: int, itl_s: float, target_s: float) -> float:
-    """Seconds that `seqs` sequences wait for tokens, as placement counts them."""
-    return seqs * TOKENS * (NEAR * itl_s + max(0.0, itl_s - (1 - MARGIN) * target_s))
+def split(moment: Moment, decode: Look) -> Way:
+    """`decode` takes its ticket, whoever sends it: the gap is but its step."""
+    return Way(False, decode.replica, *moment.after(decode, 0.0))
+
+
+def alone(moment: Moment, look: Look, targets: Targets, work_s: float, more_s: float) -> Way:
+    """The replica goes on with what it has prefilled in `work_s`; `more_s` is counted besides."""
+    gap_s, itl_s, after_s = moment.after(look, work_s)
+    return Way(True, None, gap_s, itl_s, after_s + (more_s + max(0.0, gap_s - targets.itl_s)))
 
 
 def few(
@@ -154,10 +99,14 @@ def few(
     win."""
     if len(replicas) <= most:
         return replicas
-    draw = rng.random
-    loads = [(r.pending_tokens, r.num_seqs, draw(), place) for place, r in enumerate(replicas)]
+    draw, loads, holding = rng.random, [], []
+    for place, replica in enumerate(replicas):
+        ours, foreign = replica.assignments, replica.foreign  # no calls: there are many of them
+        pending = foreign.pending_tokens + ours.pending_tokens
+        loads.append((pending, foreign.seqs + ours.seqs, draw(), place))
+        if replica.id in cached:
+            holding.append((-cached[replica.id], place))
     loads.sort()
-    holding = [(-cached[r.id], place) for place, r in enumerate(replicas) if r.id in cached]
     holding.sort()
     places = [load[-1] for load in loads[: most // 2]]
     places += [place for _, place in holding[: most - most // 2]]

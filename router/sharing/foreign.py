@@ -42,6 +42,8 @@ NOTHING = Load()
 class Foreign:
     """Placement reads the sums for every candidate, so they are plain attributes."""
 
+    __slots__ = ("_known", "_reported", "kv_tokens", "pending_tokens", "seqs", "told")
+
     def __init__(self) -> None:
         self.pending_tokens = 0
         self.kv_tokens = 0

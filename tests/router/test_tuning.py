@@ -10,7 +10,7 @@ from router.flow.classes import SloClass, SloConfig
 from router.flow.control import IN_USE_S, FlowControl, Wish
 from router.flow.tuning import EngineTuner, Sizes, chunk_budget
 from router.latency import FittedLatency, HardwareClass, MeasuredTransfer
-from router.placement.ways import MARGIN
+from router.placement.moment import MARGIN
 from router.replica import Replica, ReplicaState
 from router.worker_client import WorkerFailed
 from workers.core.clock import VirtualClock, run_virtual

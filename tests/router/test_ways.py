@@ -10,9 +10,10 @@ import pytest
 from router.latency import FittedLatency, HardwareClass
 from router.placement.decision import Need, Refusal, Targets
 from router.placement.duty import MEMORY_S, MOST, Duty
+from router.placement.moment import price
 from router.placement.placement import Disaggregation, Placement
 from router.placement.policies.cached import Soonest
-from router.placement.ways import few, price
+from router.placement.ways import few
 from router.replica import Replica
 from tests.router.fleet import house, request, until
 from tests.router.test_dispatch import check_output

@@ -6,20 +6,16 @@ in proto/kvasir/v1/block_id_vectors.json.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from hashlib import blake2b
 
+try:
+    from workers.core._chain import chain
+except ImportError:  # nobody compiled chain.c
+    from workers.core.plain_chain import chain
+
 ID_BYTES = 16
 BlockId = bytes
-
-_EMPTY = blake2b(digest_size=ID_BYTES)  # copied, never updated: half the time of a new one
-
-
-def _digest(data: bytes) -> BlockId:
-    hashed = _EMPTY.copy()
-    hashed.update(data)
-    return hashed.digest()
 
 
 def namespace(kv_abi: str, *, lora: str = "", cache_salt: str = "") -> bytes:
@@ -40,7 +36,7 @@ class BlockHasher:
     def __init__(self, space: bytes, block_size: int) -> None:
         self.block_size = block_size
         self.ids: list[BlockId] = []
-        self._last = _digest(space)
+        self._last = blake2b(space, digest_size=ID_BYTES).digest()
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Hash the full blocks of `tokens` (the whole sequence so far) not hashed yet."""
@@ -48,14 +44,8 @@ class BlockHasher:
         first, end = len(self.ids) * size, len(tokens) // size * size
         if first >= end:
             return
-        packed = struct.pack(f"<{end - first}i", *tokens[first:end])
-        last, start, found = self._last, _EMPTY.copy, self.ids.append
-        for (part,) in struct.iter_unpack(f"{4 * size}s", packed):
-            hashed = start()
-            hashed.update(last + part)
-            last = hashed.digest()
-            found(last)
-        self._last = last
+        self.ids += chain(self._last, tokens, first, end, size)
+        self._last = self.ids[-1]
 
 
 def block_ids(tokens: Sequence[int], space: bytes, block_size: int) -> list[BlockId]:

@@ -1,0 +1,3 @@
+from collections.abc import Sequence
+
+def chain(last: bytes, tokens: Sequence[int], first: int, end: int, size: int) -> list[bytes]: ...
