@@ -1,5 +1,5 @@
-"""What the simulator has to know of this machine, measured on real clusters: how long steps take
-while one worker computes, how much longer while two do, and what messages take when all is idle."""
+"""What the simulator has to know of this machine, measured on real workers: how long steps take
+while one worker computes, how much longer while two do, and what is left when all is idle."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from cluster.bench.workload import Job
 from cluster.recording import JsonLines, Recorder
 from cluster.simulator.fleet.cores import Contention
 from cluster.simulator.fleet.recorded import HERE, recorded_steps, teach
+from cluster.simulator.route import quantile
+from load_tests.fidelity_cores import measure
 from router.latency import FittedLatency, LatencyModel
 from tests.e2e.serving import Serving, kvasir_serve
 from workers.core.clock import SystemClock
@@ -31,6 +33,7 @@ from workers.models.architecture import ModelConfig
 CALIBRATED = "calibrated"  # the replica that the steps of a calibration are taken for
 MOST_JOBS = 5000  # more than any calibration takes
 MOST_NOISE = 0.3
+P90 = 1.2816  # sigmas from the middle of a normal distribution
 LAST_REPORT_S = 1.5
 LEAST_STEPS = 4  # of a kind
 PROBES = ((48, 10), (48, 10), (160, 4)) * 3  # tokens in and out, one after the other
@@ -38,11 +41,11 @@ PROBES = ((48, 10), (48, 10), (160, 4)) * 3  # tokens in and out, one after the 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Requests of these lengths, drawn at random, `in_flight` for each worker."""
+    """Requests of these lengths, drawn at random, so many `in_flight`."""
 
     prompts: Sequence[int]
     outputs: Sequence[int]
-    in_flight: int = 5
+    in_flight: int
 
     def jobs(self) -> list[Job]:
         rng = random.Random(f"{self}")
@@ -53,10 +56,8 @@ class Load:
         ]
 
 
-ALL_SIZES = Load((12, 24, 48, 96, 256), (6, 16, 48))
-DECODES = Load((8,), (200,), in_flight=2)  # about as many tokens a second as in the mixes
-PROMPTS = Load((64,), (2,), in_flight=2)
-BOTH = Load((64,), (32,), in_flight=3)
+PROMPTS, OUTPUTS = (12, 24, 48, 96, 240), (6, 16, 48)
+ALONE = tuple(Load(PROMPTS, OUTPUTS, in_flight) for in_flight in (1, 2, 5))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +69,16 @@ class Machine:
     contention: Contention
     noise: float
 
-    def teach(self, model: LatencyModel, step_tokens: int) -> None:
-        teach(model, CALIBRATED, self.steps, step_tokens, HERE)
+    def teach(
+        self, model: LatencyModel, step_tokens: int, slower: float = 1.0, between_s: float = 0.0
+    ) -> None:
+        """Steps take so many times as long, and `between_s` from their end to the next one."""
+        steps = [MeasuredStep(work, s * slower + between_s) for work, s in self.steps]
+        teach(model, CALIBRATED, steps, step_tokens, HERE)
 
 
 async def send(
-    serving: Serving, jobs: Sequence[Job], in_flight: int | None = None, within_s: float = 600.0
+    serving: Serving, jobs: Sequence[Job], in_flight: int | None = None, within_s: float = 900.0
 ) -> list[Sample]:
     """When they are due, or as `in_flight` others end; no longer than `within_s`."""
     limits = httpx.Limits(max_connections=None)
@@ -90,95 +95,130 @@ async def send(
     return run.samples
 
 
+async def recorded(
+    serving: Serving, jobs: Sequence[Job], in_flight: int, within_s: float = 900.0
+) -> tuple[list[Sample], list[MeasuredStep]]:
+    """And what `kvasir record --steps` writes down meanwhile."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "steps.jsonl"
+        with JsonLines(Path(name) / "requests.jsonl") as requests, JsonLines(path) as rows:
+            heard = asyncio.Event()
+            recording = asyncio.create_task(Recorder(requests, rows).run([serving.grpc], heard))
+            await asyncio.wait_for(heard.wait(), 30)
+            samples = await send(serving, jobs, in_flight, within_s)
+            await asyncio.sleep(LAST_REPORT_S)
+            recording.cancel()
+            await asyncio.gather(recording, return_exceptions=True)
+        return samples, [step for _, _, step in recorded_steps(path)]
+
+
 def calibrate(
     model: str, config: ModelConfig, changes: Mapping[str, Any], seconds: float
 ) -> Machine:
-    """Steps of one aggregated worker alone; then of two that both decode, or both compute prompts;
-    then of one that computes prompts beside one that decodes. `seconds` of each, always busy."""
-    record = _Recording(model, changes, seconds)
-    (alone,) = record.steps(("--aggregated=1",), 1, [ALL_SIZES])
-    decodes, prompts = record.steps(("--aggregated=2",), 2, [DECODES, PROMPTS])
-    (both,) = record.steps(("--prefill=1", "--decode=1"), 2, [BOTH])
+    """`seconds` of each load on one aggregated worker alone, and half of that of each pair of kinds
+    of steps on two bare engines."""
+    engine = changes["engine"]
+    contention = measure(model, engine, seconds / 2)
+    steps: list[MeasuredStep] = []
+    with tempfile.TemporaryDirectory() as name:
+        asked = (f"--model={model}", "--aggregated=1")
+        with kvasir_serve(Path(name), *asked, workers=1, changes=changes) as serving:
+            asyncio.run(serving.all_up())
+            for load in ALONE:
+                steps += asyncio.run(recorded(serving, load.jobs(), load.in_flight, seconds))[1]
     latency = FittedLatency(config)
-    teach(latency, CALIBRATED, alone, changes["engine"]["step_tokens"], HERE)
-
-    def slower(steps: Sequence[MeasuredStep], prompt: bool) -> float:
-        return max(1.0, median(_ratios(latency, steps, prompt)))
-
-    off = [
-        abs(math.log(ratio)) for kind in (True, False) for ratio in _ratios(latency, alone, kind)
-    ]
-    contention = Contention(
-        decode_by_decode=slower(decodes, False),
-        decode_by_prompt=slower(both, False),
-        prompt_by_decode=slower(both, True),
-        prompt_by_prompt=slower(prompts, True),
-    )
-    return Machine(alone, contention, min(MOST_NOISE, 1.4826 * median(off)))
+    teach(latency, CALIBRATED, steps, engine["step_tokens"], HERE)
+    return Machine(steps, contention, _noise(latency, steps))
 
 
-def _ratios(latency: FittedLatency, steps: Sequence[MeasuredStep], prompt: bool) -> list[float]:
-    """Measured over what a worker alone would take."""
-    ratios = [
-        s / latency.step_s(CALIBRATED, w) for w, s in steps if (w.prefill_tokens > 0) == prompt
-    ]
-    if len(ratios) < LEAST_STEPS:
-        what = "with prompts" if prompt else "of decodes"
-        raise SystemExit(
-            f"only {len(ratios)} steps {what}: calibrate for longer, with less beside it"
-        )
-    return ratios
+def _noise(latency: FittedLatency, steps: Sequence[MeasuredStep]) -> float:
+    """As wide as it must be to reach the 90th percentile of what steps are longer than predicted:
+    the tail is what matters. Of kinds with prompts and without, the mean."""
+    found = []
+    for prompt in (True, False):
+        off = [
+            math.log(seconds / latency.step_s(CALIBRATED, work))
+            for work, seconds in steps
+            if (work.prefill_tokens > 0) == prompt
+        ]
+        if len(off) < LEAST_STEPS:
+            raise SystemExit(f"only {len(off)} steps of a kind: calibrate for longer")
+        found.append((quantile(off, 0.9) - median(off)) / P90)
+    return min(MOST_NOISE, sum(found) / len(found))
 
 
 @dataclass(frozen=True, slots=True)
-class _Recording:
-    model: str
-    changes: Mapping[str, Any]
+class Copy:
+    """Seconds from the first token to the second beyond a later one's, where KV of so many tokens
+    was handed over in between."""
+
+    tokens: int
     seconds: float
 
-    def steps(
-        self, arguments: Sequence[str], workers: int, loads: Sequence[Load]
-    ) -> list[list[MeasuredStep]]:
-        """Of one cluster under each load."""
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            asked = (f"--model={self.model}", *arguments)
-            with kvasir_serve(folder, *asked, workers=workers, changes=self.changes) as serving:
-                asyncio.run(serving.all_up())
-                return [asyncio.run(self._under(serving, load, workers)) for load in loads]
 
-    async def _under(self, serving: Serving, load: Load, workers: int) -> list[MeasuredStep]:
-        """What `kvasir record --steps` writes down while it runs."""
-        with tempfile.TemporaryDirectory() as name:
-            path = Path(name) / "steps.jsonl"
-            with JsonLines(Path(name) / "requests.jsonl") as requests, JsonLines(path) as rows:
-                heard = asyncio.Event()
-                recording = asyncio.create_task(Recorder(requests, rows).run([serving.grpc], heard))
-                await asyncio.wait_for(heard.wait(), 30)
-                await send(serving, load.jobs(), load.in_flight * workers, self.seconds)
-                await asyncio.sleep(LAST_REPORT_S)
-                recording.cancel()
-                await asyncio.gather(recording, return_exceptions=True)
-            return [step for _, _, step in recorded_steps(path)]
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """Of requests one by one on an idle cluster. `ttft_s`, `later_s`: what their first tokens took,
+    and later ones; `front_s`: of the former what was no step, which is doors, router and messages;
+    `between_s`: the same of the latter. `steps`: all of them."""
+
+    ttft_s: float
+    later_s: float
+    front_s: float
+    between_s: float
+    copies: Sequence[Copy]
+    steps: Sequence[MeasuredStep]
+
+    def slower(self, latency: FittedLatency) -> float:
+        """How many times as long steps took as when the machine was calibrated: others may share
+        it, and its speed is not the same in every minute. Prompts count as much as decodes."""
+        ratios: dict[bool, list[float]] = {True: [], False: []}
+        for work, seconds in self.steps:
+            ratio = seconds / latency.step_s(CALIBRATED, work)
+            ratios[work.prefill_tokens > 0].append(ratio)
+        return math.sqrt(median(ratios[True]) * median(ratios[False]))
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One request on an idle cluster: seconds to its first token, from there to the second, and the
-    median of later ones. Those two are None where tokens came in one piece."""
+    """One round of them."""
 
-    prompt: int
-    ttft_s: float
-    second_s: float | None
-    later_s: float | None
+    samples: Sequence[Sample]
+    steps: Sequence[MeasuredStep]
 
 
-def probe(serving: Serving) -> list[Probe]:
-    jobs = [Job(0.0, prompt, output, f"probe {n}") for n, (prompt, output) in enumerate(PROBES)]
-    samples = asyncio.run(send(serving, jobs, in_flight=1))
-    found = []
-    for (prompt, output), sample in zip(PROBES, samples, strict=True):
-        # the last token may have no text, and is not seen then
-        gaps = sample.gaps if len(sample.gaps) >= output - 2 else None
-        found.append(Probe(prompt, sample.ttft, gaps and gaps[0], gaps and median(gaps[1:])))
-    return found
+def probe(serving: Serving, name: str) -> Probe:
+    """`name`: no round finds what another one has cached."""
+    jobs = [
+        Job(0.0, prompt, output, f"{name} {place}") for place, (prompt, output) in enumerate(PROBES)
+    ]
+    return Probe(*asyncio.run(recorded(serving, jobs, in_flight=1)))
+
+
+def idle_of(probes: Sequence[Probe]) -> Idle:
+    """Of rounds before and after everything else."""
+    fronts: list[float] = []
+    later: list[float] = []
+    seconds: dict[int, list[float]] = {}
+    for each in probes:
+        for (prompt, output), sample in zip(PROBES, each.samples, strict=True):
+            computed = [s for work, s in each.steps if work.prefill_tokens == prompt]
+            if computed:  # the first ones of a worker are its warm-up
+                fronts.append(sample.ttft - median(computed))
+            # the last token may have no text, and is not seen then
+            if len(sample.gaps) >= output - 2:
+                seconds.setdefault(prompt, []).append(sample.gaps[0])
+                later += sample.gaps[1:]
+    steps = [step for each in probes for step in each.steps]
+    single_s = median(s for work, s in steps if not work.prefill_tokens)
+    later_s = median(later)
+    return Idle(
+        ttft_s=median(sample.ttft for each in probes for sample in each.samples),
+        later_s=later_s,
+        front_s=max(0.0, median(fronts)),
+        between_s=max(0.0, later_s - single_s),
+        copies=[
+            Copy(tokens, max(1e-3, median(gaps) - later_s)) for tokens, gaps in seconds.items()
+        ],
+        steps=steps,
+    )

@@ -21,11 +21,16 @@ class LatencyFeed:
             record.hardware, record.tensor_ranks, replica.kv_abi, record.expert_ranks
         )
         self._latency.placed(replica.id, where, load.step_tokens)
-        self._latency.observe(replica.id, [step_from_wire(step) for step in load.steps])
-        transfers = [
-            MeasuredTransfer(t.sender, t.num_bytes, t.seconds, t.transport) for t in load.transfers
-        ]
-        self._latency.observe_transfers(replica.id, transfers)
+        if steps := load.steps:  # most reports have none
+            self._latency.observe(replica.id, [step_from_wire(step) for step in steps])
+        if transfers := load.transfers:
+            self._latency.observe_transfers(
+                replica.id,
+                [
+                    MeasuredTransfer(t.sender, t.num_bytes, t.seconds, t.transport)
+                    for t in transfers
+                ],
+            )
 
     def lost(self, replica: Replica) -> None:
         """A restarted worker runs on the same hardware: what was measured stays."""

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from router.latency.terms import FIXED, Floats
+from router.latency.terms import FIXED, ROWS, Floats
 
 ROUNDS = 3  # each fit goes on from the one before
 HUBER = 1.2  # deviations within which a step counts in full
 LEAST_SPREAD = 0.01  # relative; below this errors are as good as none
 RIDGE = 0.1  # steps that the prior of each term weighs as much as
 LEAST_FIXED = 0.01  # of the prior's: no step takes no time
-RAISED = 0.02  # of the typical time: the scale of a term that the prior takes to be free
+RAISED = 0.02  # of the typical time: the scale of a term that the prior takes to be free,
+SECOND = 1.0  # and that of a step's second token: with it products have other kernels
 
 
 def fit(terms: Floats, seconds: Floats, weights: Floats, prior: Floats, last: Floats) -> Floats:
@@ -30,7 +31,9 @@ def fit(terms: Floats, seconds: Floats, weights: Floats, prior: Floats, last: Fl
     # explain a small part of a step.
     seen = terms.sum(axis=0)
     typical = np.divide(seconds.sum(), seen, out=np.zeros_like(seen), where=seen > 0)
-    scale = np.maximum(centre, RAISED * typical)
+    raised = np.full(len(prior), RAISED)
+    raised[ROWS.start] = SECOND
+    scale = np.maximum(centre, raised * typical)
     scale[scale == 0.0] = 1.0  # free, and in no step: it stays 0
     x = terms * scale
     target, found = centre / scale, last / scale

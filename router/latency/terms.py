@@ -3,8 +3,9 @@
     fixed + [any prompt] + f(rows) + seqs + prompt KV + prompt pairs + decode KV
 
 `f` is piecewise linear in the tokens of the step, so that a device may be bound by reading weights
-while they are few and by computing when they are many. As every coefficient is at least 0, more
-work is never predicted to take less.
+while they are few and by computing when they are many. A step of one token is `fixed`: products of
+a matrix and a vector have kernels of their own, and from one to two tokens a step may take twice as
+long. As every coefficient is at least 0, more work is never predicted to take less.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from workers.core.step_work import StepWork
 
 Floats = NDArray[np.float64]
 
-KNOTS = (0, 16, 128, 1024)  # tokens of a step, where `f` may bend
+KNOTS = (1, 2, 8, 128, 1024)  # tokens of a step, where `f` may bend; 0 up to the first
+FEW = 65  # tokens up to which `f` is looked up: most steps are decodes
 FIXED, PROMPT, ROWS = 0, 1, slice(2, 2 + len(KNOTS))
 SEQS, PROMPT_KV, PAIRS, DECODE_KV = range(ROWS.stop, ROWS.stop + 4)
 NUM_TERMS = DECODE_KV + 1
@@ -53,6 +55,7 @@ class Coefficients:
         self._slopes = self.values[ROWS]
         widths = (b - a for a, b in pairwise(KNOTS))
         self._at_knots = tuple(accumulate(map(mul, self._slopes, widths), initial=0.0))
+        self._few = (0.0, *map(self._bent, range(1, FEW)))
         self._seq, self._prompt_kv = self.values[SEQS], self.values[PROMPT_KV]
         self._pair, self._decode_kv = self.values[PAIRS], self.values[DECODE_KV]
 
@@ -88,5 +91,8 @@ class Coefficients:
 
     def rows_s(self, rows: int) -> float:
         """`f`."""
+        return self._few[rows] if rows < FEW else self._bent(rows)
+
+    def _bent(self, rows: int) -> float:
         place = bisect_right(KNOTS, rows) - 1
         return self._at_knots[place] + self._slopes[place] * (rows - KNOTS[place])

@@ -175,6 +175,31 @@ def test_drift_is_followed() -> None:
     assert off(model, machine(1.7)) < 0.1
 
 
+@pytest.mark.parametrize("rare", [2, 20])
+def test_a_step_that_bends_after_one_token_is_fitted_on_both_sides(rare: int) -> None:
+    """As where a product with one row has a kernel of its own: flat behind it, then a line. One
+    step of `rare` is of one sequence."""
+
+    def true(work: StepWork) -> float:
+        rows = work.prefill_tokens + work.decode_seqs
+        seconds = 0.034 if rows == 1 else 0.076 + 0.002 * max(0, rows - 8)
+        return seconds + 1e-6 * (work.decode_kv + work.prefill_pairs)
+
+    model, rng = FittedLatency(LLAMA_8B), random.Random(4)
+    model.placed("r", HardwareClass("cpu"), CHUNK)
+    for _ in range(40):
+        seqs = [rng.choice([2, 3, 6, 8, 16]) if rng.randrange(rare) else 1 for _ in range(8)]
+        works = [StepWork.decode(each, 64 * each) for each in seqs]
+        works += [StepWork.chunk(rng.randrange(16, 300), 0) for _ in range(3)]
+        noisy = [MeasuredStep(work, true(work) * rng.lognormvariate(0, 0.05)) for work in works]
+        model.observe("r", noisy)
+    for count in (1, 2, 3, 4, 8):
+        work = StepWork.decode(count, 64 * count)
+        assert model.step_s("r", work) == pytest.approx(true(work), rel=0.05), count
+    steps = [model.decode_s("r", count, 64 * count) for count in range(1, 40)]
+    assert all(a <= b for a, b in pairwise(steps))
+
+
 def test_decodes_alone_leave_prompts_to_the_prior() -> None:
     model, prior = FittedLatency(LLAMA_8B), FittedLatency(LLAMA_8B, H100)
     rng, true = random.Random(1), machine(1.0)
@@ -296,7 +321,7 @@ def test_more_work_is_never_predicted_faster_whatever_was_measured(
     if work.prefill_tokens or not more.prefill_tokens:  # with prompts in it, it is another kind
         both = StepWork(*(a + b for a, b in zip(work, more, strict=True)))
         assert 0 < model.step_s("r", work) <= model.step_s("r", both) * (1 + 1e-9)
-    sizes = (1, 2, 15, 16, 17, 100, chunk, chunk + 1, 10_000, 100_000)
+    sizes = (1, 2, 3, 7, 8, 9, 64, 65, 100, chunk, chunk + 1, 10_000, 100_000)
     alone = [model.prefill_s("r", size, 64) for size in sorted(sizes)]
     batches = [model.decode_s("r", size, 64 * size) for size in sorted(sizes)]
     contexts = [model.prefill_s("r", 300, size) for size in sorted(sizes)]

@@ -108,7 +108,7 @@ def test_a_replica_changes_its_role_and_ends_what_it_has() -> None:
 
 def test_workers_on_shared_cores_slow_each_other_down() -> None:
     made = plan(aggregated=2)
-    shared = replace(made, contention=Contention(2.0, 2.0, 2.0, 2.0))
+    shared = replace(made, contention=Contention.even(2.0))
     single = run(shared, alone(1000, 50)).outcomes[0]
     free = run(made, alone(1000, 50)).outcomes[0]
     assert single.ttft_s == pytest.approx(free.ttft_s, rel=1e-9), "nobody else computes"
@@ -120,7 +120,7 @@ def test_workers_on_shared_cores_slow_each_other_down() -> None:
 
 
 def test_of_a_step_only_the_part_beside_another_is_slower() -> None:
-    made = replace(plan(aggregated=2), contention=Contention(2.0, 2.0, 2.0, 2.0))
+    made = replace(plan(aggregated=2), contention=Contention.even(2.0))
     whole_s = made.truth.prefill_s(made.replicas[0].name, 1000, 0)
     trace = [Job(0.0, 1000, 1, "first"), Job(0.75 * whole_s, 1000, 1, "second")]
     first, second = run(made, trace).outcomes

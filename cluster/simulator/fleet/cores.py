@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from workers.core.step_work import StepWork
+
+# A step of one token multiplies matrices with a vector: it waits for memory, where others compute.
+StepKind = Literal["single", "several", "prompt"]
+KINDS: tuple[StepKind, ...] = get_args(StepKind)
+
+
+def kind_of(work: StepWork) -> StepKind:
+    if work.prefill_tokens:
+        return "prompt"
+    return "single" if work.decode_seqs == 1 else "several"
 
 
 @dataclass(frozen=True, slots=True)
 class Contention:
-    """How many times as long a step takes while another worker computes: one of decodes alone or
-    one that holds a prompt, beside one of either kind. Each further worker adds as much again."""
+    """`slower`: how many times as long a step of a kind (the row, as in KINDS) takes while another
+    worker runs one of a kind (the column). Each further worker adds as much again."""
 
-    decode_by_decode: float = 1.0
-    decode_by_prompt: float = 1.0
-    prompt_by_decode: float = 1.0
-    prompt_by_prompt: float = 1.0
+    slower: tuple[tuple[float, ...], ...]
 
-    def factor(self, prompt: bool, decodes: int, prompts: int) -> float:
-        """Of a step that holds a `prompt` or not, beside so many others."""
-        if prompt:
-            by_decode, by_prompt = self.prompt_by_decode, self.prompt_by_prompt
-        else:
-            by_decode, by_prompt = self.decode_by_decode, self.decode_by_prompt
-        return 1.0 + decodes * (by_decode - 1.0) + prompts * (by_prompt - 1.0)
+    @classmethod
+    def even(cls, slower: float) -> Contention:
+        """Whatever they compute."""
+        return cls(((slower,) * len(KINDS),) * len(KINDS))
+
+    def factor(self, kind: StepKind, others: Mapping[StepKind, int]) -> float:
+        """Of a step beside so many `others` of each kind."""
+        row = self.slower[KINDS.index(kind)]
+        more = zip(KINDS, row, strict=True)
+        return 1.0 + sum(others.get(beside, 0) * (slower - 1.0) for beside, slower in more)
 
 
 class SharedCores:
@@ -38,7 +50,7 @@ class SharedCores:
 
     def begin(self, work: StepWork, seconds: float, over: Callable[[], None]) -> SharedStep:
         """A step that would take so long alone; `over` is called at its end."""
-        step = SharedStep(self, work.prefill_tokens > 0, seconds, over)
+        step = SharedStep(self, kind_of(work), seconds, over)
         self._steps[step] = None
         self._changed()
         return step
@@ -50,20 +62,19 @@ class SharedCores:
 
     def _changed(self) -> None:
         now = self._loop.time()
-        prompts = sum(step.prompt for step in self._steps)
-        decodes = len(self._steps) - prompts
+        kinds = Counter(step.kind for step in self._steps)
         for step in self._steps:
-            beside = (decodes, prompts - 1) if step.prompt else (decodes - 1, prompts)
-            step.go_on(now, self._contention.factor(step.prompt, *beside))
+            others = kinds - Counter((step.kind,))
+            step.go_on(now, self._contention.factor(step.kind, others))
 
 
 class SharedStep:
     """A timer of work, not of time."""
 
     def __init__(
-        self, cores: SharedCores, prompt: bool, seconds: float, over: Callable[[], None]
+        self, cores: SharedCores, kind: StepKind, seconds: float, over: Callable[[], None]
     ) -> None:
-        self.prompt = prompt
+        self.kind = kind
         self._cores = cores
         self._over = over
         self._left_s = seconds
