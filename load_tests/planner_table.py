@@ -54,6 +54,7 @@ class Case:
     window_s: float = WINDOW_S
     warm_up_s: float = WARM_UP_S
     season: bool = True
+    goal: float = GOAL
 
     def arrivals(self) -> Iterator[Arrival]:
         whole = self.warm_up_s + self.window_s
@@ -77,11 +78,11 @@ class Case:
         }
         return Site(pools, model, self.promise, cold_start_s, self.drain_s)
 
-    def planner(self, site: Site, goal: float = GOAL, forecast: bool = True) -> Planner:
+    def planner(self, site: Site, goal: float | None = None, forecast: bool = True) -> Planner:
         targets = SloClass(ttft=self.promise.ttft_s, itl=self.promise.itl_s)
         slo = SloConfig(classes={"chat": targets}, default="chat")
         season_s = DAY_S if self.season else None
-        options = Options(attainment=goal, season_s=season_s, forecast=forecast)
+        options = Options(attainment=goal or self.goal, season_s=season_s, forecast=forecast)
         planner = Planner(list(site.pools.values()), slo, site.latency, options)
         if self.season:
             past = range(int(max(-self.starts_s, -DAY_S)), 0, 300)
@@ -146,7 +147,7 @@ def cases(folder: Path, part: str) -> Iterator[Case]:
     if part == "sine":
         yield Case(
             "sine 1..24", sine(1.0, 24.0, 900.0), 0.0, *fixed,
-            bursts=1.0, window_s=3 * hour, warm_up_s=0.0, season=False,
+            bursts=1.0, window_s=2700.0, warm_up_s=1800.0, season=False, goal=0.9,
         )  # fmt: skip
     if part == "constant":
         for rate_s in (3.0, 8.0, 20.0):
@@ -186,7 +187,7 @@ def hindsight(case: Case) -> Outcome:
     """It starts nothing, so cold starts do not matter."""
     site = case.site(0.0)
     whole = case.warm_up_s + case.window_s
-    return best_fixed(site, case.arrivals, whole, case.warm_up_s, start(case, site), GOAL)
+    return best_fixed(site, case.arrivals, whole, case.warm_up_s, start(case, site), case.goal)
 
 
 def start(case: Case, site: Site) -> Sizes:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections import deque
 
 import numpy as np
+from numpy.typing import NDArray
 
 LEAST_CYCLE = 12  # bins
 SURE = 0.5  # autocorrelation from which a cycle is one
+ALIKE = 0.9  # part of the highest peak
+NEAR = 3  # bins
+WIDE = 0.12  # part of a period: the top of a peak
 
 
 class History:
@@ -38,8 +42,18 @@ class History:
     def most(self) -> float:
         return max(self._rates, default=0.0)
 
+    def around(self, when: float, bins: int) -> float | None:
+        """Mean of so many bins on either side and the one of that time, as far as they are known;
+        None where that one is not."""
+        here = self.at(when)
+        if here is None or not bins:
+            return here
+        known = [self.at(when + step * self.bin_s) for step in range(-bins, bins + 1)]
+        rates = [rate for rate in known if rate is not None]
+        return sum(rates) / len(rates)
+
     def at(self, when: float) -> float | None:
-        """Around that time, a line between two bins; None where nothing is known."""
+        """At that time, a line between two bins; None where nothing is known."""
         place = when / self.bin_s - 0.5 - (self._last - len(self._rates) + 1)
         if not -0.5 <= place <= len(self._rates) - 0.5:
             return None
@@ -63,7 +77,8 @@ class History:
 
     def cycle_s(self) -> float | None:
         """The period that the load repeats with, seen one and a half times; None where there is
-        none. By autocorrelation: its highest peak beyond its first dip below zero."""
+        none. By autocorrelation: its highest peak beyond its first dip below zero, or the first
+        one that is nearly as high, as twice a period is a period too."""
         count = len(self._rates)
         if count < 4 * LEAST_CYCLE:
             return None
@@ -85,4 +100,23 @@ class History:
         # A peak, not the edge of what is known.
         if both[best] < SURE or best == len(both) - 1:
             return None
-        return best * self.bin_s
+        for part in range(best // first, 1, -1):
+            near = range(max(first, best // part - NEAR), best // part + NEAR + 1)
+            if near and both[near].max() > ALIKE * both[best]:
+                best = near[int(np.argmax(both[near]))]
+                break
+        wide = max(2, round(WIDE * best))
+        period = _vertex(both, best, wide)
+        for times in (2, 3):  # an error of the peak is so much smaller a part of more periods
+            later = round(times * period)
+            if later + wide < len(both) and both[later] > ALIKE * both[best]:
+                period = _vertex(both, later, wide) / times
+        return period * self.bin_s
+
+
+def _vertex(values: NDArray[np.float64], peak: int, wide: int) -> float:
+    """Where the parabola around a noisy peak is highest."""
+    low, high = max(0, peak - wide), min(len(values), peak + wide + 1)
+    bent, slope, _ = np.polyfit(np.arange(low, high) - peak, values[low:high], 2)
+    moved = -slope / (2 * bent) if bent < 0 else 0.0
+    return peak + min(wide, max(-wide, moved))

@@ -27,6 +27,7 @@ from router.latency import LatencyModel
 
 MOST_BACKLOG = 0.5  # of the load, on top of it for the queue's sake
 KNOWN = 4.0  # answers that ended, for each that is under way: fewer tell of short ones only
+GRID_S = 10.0  # of horizons
 IN_PASSING_S = 1.0  # of arrivals that wait are no backlog
 
 
@@ -52,11 +53,11 @@ class Planner:
 
     def plan(self, signals: Signals, state: State, now: float) -> Plan:
         mix = self._noted(signals, state, now)
-        horizons = {role: self._horizon(role, state, signals.interval_s) for role in ROLES}
-        ahead = {
-            role: self._forecast.ahead(s, self._break_even(role)) for role, s in horizons.items()
-        }
         sizer = self._sizer(mix)
+        horizons = {role: self._horizon(role, state, signals.interval_s) for role in ROLES}
+        costs = self.options.costs
+        hold = costs.start + costs.stop  # seconds for which a stop must last to be worth it
+        ahead = {role: self._forecast.ahead(s, hold) for role, s in horizons.items()}
         up, keep = self._rates(signals, state, ahead, mix)
         if self._idle(signals, ahead, now):
             up = keep = Rates(0.0, 0.0)
@@ -65,7 +66,12 @@ class Planner:
         have = self.pools.have(state)
         least = self._under_way(signals, sizer, have)
         wanted = self._settled.size(
-            _at_least(need.servers, least), _at_least(kept.servers, least), have, now
+            _at_least(need.servers, least),
+            _at_least(kept.servers, least),
+            have,
+            now,
+            self._forecast.level,
+            sure=all(each.sure for each in ahead.values()),
         )
         choice, others = self.pools.assign(wanted, state)
         plans, waits = self._steps(choice, state)
@@ -89,10 +95,11 @@ class Planner:
 
     def _noted(self, signals: Signals, state: State, now: float) -> Mix:
         forecast = self._forecast
-        expected = (forecast.level + forecast.trend * signals.interval_s) * signals.interval_s
-        self._recent.note(signals, max(0.0, expected) if self._asked_at is not None else 0.0)
+        expected = forecast.expected(signals.interval_s) * signals.interval_s
+        self._recent.note(signals, expected if self._asked_at is not None else 0.0)
         forecast.note(signals.arrivals / signals.interval_s, now)
-        if signals.arrivals or signals.queued or self._asked_at is None:
+        wanted = signals.arrivals or signals.queued or signals.in_flight
+        if wanted or self._asked_at is None:
             self._asked_at = now
         for spec in self.pools:
             self._cold.note(spec.name, state.get(spec.name, PoolState()))
@@ -109,11 +116,7 @@ class Planner:
         spec = self._spec(role)
         cold_s = self._cold.seconds(spec, state.get(spec.name, PoolState()))
         # A grid, so that forecasts of one horizon can be compared with what came.
-        return math.ceil((cold_s + interval_s) / 10.0) * 10.0
-
-    def _break_even(self, role: Role) -> float:
-        """Seconds for which a stop must last to be worth it."""
-        return self.options.costs.start + self.options.costs.stop
+        return math.ceil((cold_s + interval_s) / GRID_S) * GRID_S
 
     def _spec(self, role: Role) -> PoolSpec:
         spec = self.pools.by_role.get(role)
@@ -132,10 +135,9 @@ class Planner:
             fitted = state.get(spec.name, PoolState()).fitted
             doubt = 1.0 if fitted else 1.0 + self.options.unfitted
             foreseen = max(ahead[role].rate + ahead[role].margin, 1.0 / self.options.idle_s)
+            band = 0.0 if ahead[role].sure else self.options.band
             up[role] = (foreseen + backlog) * doubt
-            keep[role] = max(
-                up[role], (ahead[role].peak + backlog) * doubt * (1.0 + self.options.band)
-            )
+            keep[role] = max(up[role], (ahead[role].peak + backlog) * doubt * (1.0 + band))
         return Rates(up["prefill"], up["decode"]), Rates(keep["prefill"], keep["decode"])
 
     def _sizer(self, mix: Mix) -> Sizer:
@@ -197,7 +199,7 @@ class Planner:
     ) -> Inputs:
         roles: dict[str, RoleInputs] = {
             role: RoleInputs(
-                *ahead[role],
+                *ahead[role][:4],
                 horizons[role],
                 state.get(self._spec(role).name, PoolState()).fitted,
             )

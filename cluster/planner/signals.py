@@ -34,12 +34,14 @@ class ClassSignals:
 class Signals:
     """`decoding`: sequences that decode or wait to, `made`: tokens that they have so far; None =
     not known. Lengths are known of answers that ended, which the short ones do first; those under
-    way show what the long ones take."""
+    way show what the long ones take. `in_flight`: requests that were let in and are not over, also
+    those that wait for a replica to come."""
 
     interval_s: float
     classes: tuple[ClassSignals, ...]
     decoding: int = 0
     made: int | None = None
+    in_flight: int = 0
 
     @property
     def arrivals(self) -> int:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from cluster.planner.forecast import Forecast
+from cluster.planner.history import History
+from cluster.planner.hysteresis import Settled
+from cluster.planner.needs import Servers
 from cluster.planner.signals import PoolState
 from tests.cluster.planner_scene import noisy, planner, pool, reached, signals, state, steady
 
@@ -72,6 +77,11 @@ def test_pools_go_to_zero_and_come_back_where_they_may() -> None:
     assert plan.pool("prefill").replicas == plan.pool("decode").replicas == 0
     back = planned.plan(signals(1), there, 1200.0)
     assert back.pool("prefill").start >= 1 and back.pool("decode").start >= 1
+    for place in range(121, 181):  # it waits for a replica to come, and nobody else asks
+        plan = planned.plan(replace(signals(0), in_flight=1), reached(back), place * 10.0)
+        assert (plan.pool("prefill").replicas, plan.pool("decode").replicas) == (1, 1)
+    plan = planned.plan(signals(0), reached(back), 2400.0)
+    assert plan.pool("prefill").replicas == plan.pool("decode").replicas == 0
 
 
 def test_a_pool_that_may_not_go_to_zero_keeps_its_least() -> None:
@@ -126,6 +136,45 @@ def test_a_cycle_is_found_and_its_rise_is_foreseen() -> None:
     assert forecast.cycle_s == pytest.approx(900.0, abs=20.0)
     late = [error for now, error in errors.items() if now > 3000.0]
     assert sum(late) / len(late) < 1.5
+
+
+@pytest.mark.parametrize("period_s", [600.0, 900.0, 1230.0])
+def test_the_period_of_a_noisy_cycle_is_found_within_two_parts_in_a_hundred(
+    period_s: float,
+) -> None:
+    """Not a multiple of it, either."""
+    rng, history = np.random.default_rng(1), History(10.0, 1080)
+    for place in range(540):
+        now = place * 10.0 + 5.0
+        rate = 12.5 - 11.5 * math.cos(2 * math.pi * now / period_s)
+        history.add(rng.poisson(rate * 10.0) / 10.0, now)
+    assert history.cycle_s() == pytest.approx(period_s, rel=0.02)
+
+
+def test_a_cycle_that_repeats_is_sure_and_noise_is_not() -> None:
+    rng, cycle, noise = np.random.default_rng(1), Forecast(None), Forecast(None)
+    for place in range(360):
+        now = place * 10.0
+        rate = 12.5 - 11.5 * math.cos(2 * math.pi * now / 900.0)
+        cycle.note(rng.poisson(rate * 10.0) / 10.0, now)
+        noise.note(rng.poisson(125.0) / 10.0, now)
+        foreseen, unknown = cycle.ahead(200.0, 70.0), noise.ahead(200.0, 70.0)
+        assert not unknown.sure
+    assert foreseen.sure and foreseen.way == "cycle"
+
+
+def test_what_was_started_is_not_stopped_again_for_noise() -> None:
+    settled, one, two = Settled(60.0), Servers(1, 1), Servers(1, 2)
+    assert settled.size(two, two, one, 0.0, 10.0) == two
+    asked = [settled.size(one, one, two, now, 9.8) for now in (10.0, 120.0, 500.0)]
+    assert asked == [two] * 3
+    assert settled.size(one, one, two, 700.0, 9.8) == one
+
+
+def test_what_was_started_is_stopped_when_the_load_is_gone() -> None:
+    settled, one, two = Settled(60.0), Servers(1, 1), Servers(1, 2)
+    settled.size(two, two, one, 0.0, 10.0)
+    assert settled.size(one, one, two, 120.0, 7.0) == one
 
 
 def test_a_learnt_day_is_foreseen_from_the_first_minute() -> None:

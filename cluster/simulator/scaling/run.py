@@ -123,9 +123,9 @@ def run(
             [each.shape for each in gone if each.ttft_s < 1e9],
             [each.ttft_s for each in gone if each.ttft_s < 1e9],
             [each.itl_s for each in gone if each.itl_s is not None],
-            len(twin.prefill.waiting),
+            len(twin.prefill),
             Sizes(
-                len(twin.prefill.waiting) + twin.prefill.running(now),
+                len(twin.prefill) + twin.prefill.running(now),
                 twin.decode.active + len(twin.decode.waiting),
             ),
             lives[0].state(now),

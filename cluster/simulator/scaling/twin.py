@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from heapq import heappop, heappush, heapreplace
+from heapq import heappop, heappush
 from typing import NamedTuple
 
+from cluster.simulator.scaling.line import PrefillLine, Waiting
 from cluster.simulator.scaling.load import Arrival, Shape
 from cluster.simulator.scaling.sizes import Site
+from router.flow.room import AHEAD
 from workers.core.step_work import StepWork
 
 HELD = 0.5  # of an answer's KV is there while it is made, on average
@@ -34,66 +36,9 @@ class Ended(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Waiting:
-    at_s: float
-    shape: Shape
-    work_s: float
-
-
-class PrefillLine:
-    """First come, first served; a server that leaves ends what it does."""
-
-    def __init__(self, site: Site, servers: int, now: float) -> None:
-        self._site = site
-        self._free_at = [now] * servers
-        self.waiting: deque[_Waiting] = deque()
-        self.refused: list[_Waiting] = []
-        self._work: dict[Shape, float] = {}
-
-    @property
-    def servers(self) -> int:
-        return len(self._free_at)
-
-    def running(self, now: float) -> int:
-        return sum(free_at > now for free_at in self._free_at)
-
-    def add(self, now: float) -> None:
-        heappush(self._free_at, now)
-
-    def remove(self, now: float) -> float:
-        """The one that is free first; when that is."""
-        return max(now, heappop(self._free_at))
-
-    def join(self, arrival: Arrival) -> None:
-        shape = arrival.shape
-        work_s = self._work.get(shape)
-        if work_s is None:
-            model, cached = self._site.pools["prefill"].model, shape.prompt - shape.uncached
-            work_s = self._site.latency.prefill_s(model, shape.uncached, cached)
-            self._work[shape] = work_s
-        self.waiting.append(_Waiting(arrival.at_s, shape, work_s))
-
-    def until(self, end: float) -> Iterable[tuple[float, _Waiting]]:
-        """Prefills that begin before `end`, each with the time it is over."""
-        waiting, free_at = self.waiting, self._free_at
-        most = self._site.promise.max_wait_s
-        while waiting and waiting[0].at_s < end:
-            first = waiting[0]
-            begin = max(first.at_s, free_at[0]) if free_at else math.inf
-            if min(begin, end) - first.at_s > most:
-                self.refused.append(waiting.popleft())
-                continue
-            if begin >= end:
-                return
-            waiting.popleft()
-            heapreplace(free_at, begin + first.work_s)
-            yield begin + first.work_s, first
-
-
-@dataclass(slots=True)
 class _Decoding:
     first_at: float
-    request: _Waiting
+    request: Waiting
 
 
 class DecodeShare:
@@ -119,22 +64,28 @@ class DecodeShare:
         """Tokens of the answers that are decoded now."""
         return max(0, round(self.active * self._steps - self._begun))
 
-    def until(
-        self, end: float, begun: Iterable[tuple[float, _Waiting]]
-    ) -> Iterable[tuple[float, _Decoding]]:
-        """Answers that end before `end`; `begun`: first tokens, in order."""
-        for first_at, request in begun:
-            yield from self._run(first_at)
-            self.waiting.append(_Decoding(first_at, request))
-            self._admit()
-        yield from self._run(end)
+    def full(self, under_way: int) -> bool:
+        """Whether prompts have to wait, as the router lets none be computed before a place is soon
+        free; `under_way`: those that are."""
+        if not self.active:
+            return False
+        there = self.active + len(self.waiting) + under_way
+        return there >= (1 + AHEAD) * self.servers * self._places(self._kv / self.active)
 
-    def _run(self, end: float) -> Iterable[tuple[float, _Decoding]]:
-        while self._ends:
-            step_s = self._step_s()
-            over = self._now + (self._ends[0][0] - self._steps) * step_s
-            if over > end:
-                break
+    @property
+    def next_at(self) -> float:
+        """When the next answer ends, as it looks now."""
+        if not self._ends:
+            return math.inf
+        return self._now + (self._ends[0][0] - self._steps) * self._step_s()
+
+    def join(self, first_at: float, request: Waiting) -> None:
+        self.waiting.append(_Decoding(first_at, request))
+        self._admit()
+
+    def until(self, end: float) -> Iterator[tuple[float, _Decoding]]:
+        """Answers that end by then."""
+        while (over := self.next_at) <= end:
             self._steps, self._now = self._ends[0][0], over
             each = heappop(self._ends)[2]
             self.active -= 1
@@ -194,30 +145,46 @@ class Twin:
         self.decode = DecodeShare(site, decode, 0.0)
         self._arrivals = iter(arrivals)
         self._next = next(self._arrivals, None)
-        self._begun: list[tuple[float, _Waiting]] = []  # prefills under way
+        self._now = 0.0
+        self._number = 0
+        self._begun: list[tuple[float, int, Waiting]] = []  # a heap of prefills under way
 
     @property
     def over(self) -> bool:
-        there = self.prefill.waiting or self._begun or self.decode.active or self.decode.waiting
+        there = len(self.prefill) or self._begun or self.decode.active or self.decode.waiting
         return self._next is None and not there
 
     def until(self, end: float) -> tuple[list[Arrival], list[Ended]]:
         """Who came and who left, refused ones included."""
-        came, gone = [], []
+        came: list[Arrival] = []
+        gone: list[Ended] = []
         while self._next is not None and self._next.at_s < end:
             came.append(self._next)
             self.prefill.join(self._next)
             self._next = next(self._arrivals, None)
-        self._begun += self.prefill.until(end)
-        self._begun.sort(key=lambda begun: begun[0])
-        ready = [begun for begun in self._begun if begun[0] < end]
-        self._begun = self._begun[len(ready) :]
-        for over, each in self.decode.until(end, ready):
-            gone.append(self._ended(over, each))
+        while (at := self.prefill.next_at(self._now)) < end:
+            self._decode(at, gone)
+            if self.decode.full(len(self._begun)):
+                self._decode(min(end, self.decode.next_at), gone)
+                continue
+            begun = self.prefill.begin(at)
+            if begun is not None:
+                self._number += 1
+                heappush(self._begun, (begun[0], self._number, begun[1]))
+        self._decode(end, gone)
+        self.prefill.pass_until(end)
         for refused in self.prefill.refused:
             gone.append(Ended(refused.at_s, end, math.inf, None, refused.shape, False))
         self.prefill.refused.clear()
         return came, gone
+
+    def _decode(self, until: float, gone: list[Ended]) -> None:
+        while self._begun and self._begun[0][0] <= until:
+            first_at, _, request = heappop(self._begun)
+            gone += (self._ended(*each) for each in self.decode.until(first_at))
+            self.decode.join(first_at, request)
+        gone += (self._ended(*each) for each in self.decode.until(until))
+        self._now = until
 
     def _ended(self, over: float, each: _Decoding) -> Ended:
         promise, request = self.site.promise, each.request
