@@ -1,11 +1,12 @@
-"""CPU that tracing costs a request: its ids and context, the decision at its end, its spans made
-and written, and their way to a real OTLP receiver in another process.
+"""CPU that tracing costs a request, and how it delays the event loop, with a real OTLP receiver in
+another process.
 
     python -m load_tests.bench_tracing
 
 The request is a usual one: prefill and decode apart, bound late, one candidate of four. CPU is that
-of the whole process, the threads of gRPC included. Each step is done in slices of a few
-milliseconds and the calmest one counts, as others use the machine.
+of the whole process, those threads included that encode and send; the calmest of many rounds
+counts, as others use the machine. How late the event loop wakes shows what those threads take from
+it: all of them share one GIL.
 """
 
 from __future__ import annotations
@@ -14,22 +15,20 @@ import argparse
 import asyncio
 import gc
 import random
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-import grpc
-import grpc.aio
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
+import uvloop
 
 from router.__main__ import GARBAGE
 from router.explain.trail import Trail
 from router.tracing.config import TelemetryConfig
-from router.tracing.message import TraceMessage
+from router.tracing.otlp import OtlpExporter
+from router.tracing.start import SWITCH_S
 from router.tracing.tracer import Tracer
-from router.tracing.tree import spans
-from router.tracing.visit import Visit
 from tests.router.trails import decision
 from workers.core.clock import SystemClock
 from workers.core.request import FinishReason, Request, SamplingParams
@@ -37,8 +36,11 @@ from workers.core.trace import speak_of
 from workers.wire import worker_pb2 as worker
 
 LIMIT_US = 300.0
-ROUNDS = 60
-SLICE = 40  # requests: short enough to find a moment in which nobody else has the core's twin
+ROUNDS = 12
+REQUESTS = 200  # of a round
+LOOK_S = 0.02
+TICK_S, TICKS = 0.001, 600  # of a round
+LOAD_EVERY_S, LOAD = 0.1, 20  # 200 requests a second
 # let in, began, placed, opened, prefilled, token 1, bound, fetched, token 2, later ones, the end
 TIMES_MS = (2.0, 2.02, 2.1, 3.0, 10.0, 10.02, 10.1, 16.0, 36.0, 4000.0, 4000.1)
 RECEIVER = """
@@ -76,19 +78,34 @@ def write_down(trail: Trail, at: float) -> None:
     trail.outcome, trail.finish_reason = "ok", FinishReason.LENGTH
 
 
-class Keeping:
-    """An exporter that only keeps."""
+class Setup(NamedTuple):
+    name: str
+    config: TelemetryConfig | None  # None: the router without any tracing
+    exporter: OtlpExporter | None
 
-    def __init__(self) -> None:
-        self.visits: list[Visit] = []
+    def tracer(self, clock: SystemClock) -> Tracer | None:
+        """With the same ids every time, so that the same requests are sampled."""
+        if self.config is None:
+            return None
+        return Tracer(self.config, clock, random.Random(1), self.exporter)
 
-    def offer(self, visit: Visit) -> None:
-        self.visits.append(visit)
+
+def setups(endpoint: str, clock: SystemClock) -> list[Setup]:
+    def sampled(name: str, config: TelemetryConfig) -> Setup:
+        return Setup(name, config, OtlpExporter(endpoint, {}, clock, "bench", "router"))
+
+    default = TelemetryConfig(otlp_endpoint=endpoint)
+    return [
+        Setup("no tracing at all", None, None),
+        Setup("ids and context alone", TelemetryConfig(), None),
+        sampled(f"{default.sample_ratio:.0%} sampled, the default", default),
+        sampled("all sampled", TelemetryConfig(otlp_endpoint=endpoint, sample_ratio=1.0)),
+    ]
 
 
-def play(tracer: Tracer | None, clock: SystemClock) -> None:
-    """SLICE requests; without a tracer what the router does in any case."""
-    for _ in range(SLICE):
+def play(tracer: Tracer | None, clock: SystemClock, count: int) -> None:
+    """Requests, one after the other; without a tracer what the router does in any case."""
+    for _ in range(count):
         trail = Trail(clock.now, clock.now(), "req-1", ("chatcmpl-1",), "acme")
         if tracer is None:
             write_down(trail, clock.now())
@@ -102,61 +119,70 @@ def play(tracer: Tracer | None, clock: SystemClock) -> None:
             visit.answered(200, failed=False)
 
 
-def least_us(work: Callable[[], object]) -> float:
-    """CPU of one request of the SLICE that `work` is done for, in the calmest of many rounds."""
-    costs = []
-    for _ in range(ROUNDS):
-        began = time.process_time()
-        work()
-        costs.append(time.process_time() - began)
-    return min(costs) / SLICE * 1e6
+def cpu_us(setup: Setup, clock: SystemClock) -> tuple[float, float]:
+    """Of a request: on the event loop's thread, and of the whole process until all is sent."""
+    tracer = setup.tracer(clock)
+    here, everywhere = time.thread_time(), time.process_time()
+    play(tracer, clock, REQUESTS)
+    here = time.thread_time() - here
+    while setup.exporter is not None and setup.exporter.waiting:
+        time.sleep(LOOK_S)
+    everywhere = time.process_time() - everywhere
+    return here / REQUESTS * 1e6, everywhere / REQUESTS * 1e6
 
 
-def message_of(visits: Sequence[Visit]) -> TraceMessage:
-    message = TraceMessage("bench", "router")
-    for visit in visits:
-        message.add(visit, 1.7e9)
-    return message
+async def lateness_ms(setup: Setup, clock: SystemClock) -> list[float]:
+    """How much later than asked for the event loop wakes, beside LOAD requests at a time; what
+    these take of it themselves is not counted. Of one round: in the middle one of many, others who
+    use the machine count for as much with every setup."""
+    late, tracer = [], setup.tracer(clock)
+    load_at = time.perf_counter()
+    for _ in range(TICKS):
+        if time.perf_counter() >= load_at:
+            play(tracer, clock, LOAD)
+            load_at += LOAD_EVERY_S
+        asked = time.perf_counter() + TICK_S
+        await asyncio.sleep(TICK_S)
+        late.append((time.perf_counter() - asked) * 1e3)
+    return late
 
 
-async def sending_us(endpoint: str, message: TraceMessage) -> float:
-    """The same, of an Export call that the receiver answers."""
-    costs = []
-    async with grpc.aio.insecure_channel(endpoint.removeprefix("http://")) as channel:
-        stub = TraceServiceStub(channel)
-        for _ in range(ROUNDS):
-            began = time.process_time()
-            await stub.Export(message.request)
-            costs.append(time.process_time() - began)
-    return min(costs) / SLICE * 1e6
+def show_cpu(found: list[Setup], clock: SystemClock) -> None:
+    costs = [[cpu_us(setup, clock) for setup in found] for _ in range(ROUNDS)]
+    least = [tuple(map(min, zip(*rounds, strict=True))) for rounds in zip(*costs, strict=True)]
+    (base, _), *_ = least
+    print(f"CPU of a request in us, limit {LIMIT_US:.0f}     event loop   with export")
+    for setup, (here, everywhere) in list(zip(found, least, strict=True))[1:]:
+        print(f"  {setup.name:32} {here - base:10.1f} {everywhere - base:13.1f}")
+
+
+def show_lateness(found: list[Setup], clock: SystemClock) -> None:
+    print(f"Lateness of the event loop in ms, {LOAD / LOAD_EVERY_S:.0f} requests a second")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        cuts = [
+            [statistics.quantiles(runner.run(lateness_ms(setup, clock)), n=100) for setup in found]
+            for _ in range(ROUNDS)
+        ]
+    for setup, rounds in zip(found, zip(*cuts, strict=True), strict=True):
+        middle = [statistics.median(column) for column in zip(*rounds, strict=True)]
+        shown = "  ".join(f"p{part} {middle[part - 1]:6.3f}" for part in (50, 95, 99))
+        print(f"  {setup.name:32} {shown}")
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
-    clock, keeping = SystemClock(), Keeping()
-    config = TelemetryConfig(otlp_endpoint="http://nobody:1", sample_ratio=1.0)
-    tracer = Tracer(config, clock, random.Random(1), keeping)
-    idle = Tracer(TelemetryConfig(), clock, random.Random(1))
+    clock = SystemClock()
     gc.freeze()  # as the router's process does
     gc.set_threshold(GARBAGE, 20, 50)
-    base = least_us(lambda: play(None, clock))
-    ids = least_us(lambda: play(idle, clock)) - base
-    kept = least_us(lambda: play(tracer, clock)) - base
-    visits = keeping.visits[:SLICE]
-    written = least_us(lambda: message_of(visits))
+    sys.setswitchinterval(SWITCH_S)
     with subprocess.Popen(
         [sys.executable, "-c", RECEIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as receiver:
         assert receiver.stdout is not None and receiver.stdin is not None
-        endpoint = receiver.stdout.readline().strip()
-        sent = asyncio.run(sending_us(endpoint, message_of(visits)))
+        found = setups(receiver.stdout.readline().strip(), clock)
+        show_cpu(found, clock)
+        show_lateness(found, clock)
         receiver.stdin.close()
-    print(f"{len(spans(visits[0]))} spans a request; CPU of a request in us:")
-    print(f"  ids and context alone    {ids:6.1f}")
-    print(f"  ids, context, kept       {kept:6.1f}")
-    print(f"  spans made and written   {written:6.1f}")
-    print(f"  sent, {SLICE} in a message   {sent:6.1f}")
-    print(f"  all of a kept one        {kept + written + sent:6.1f}   limit {LIMIT_US:.0f}")
 
 
 if __name__ == "__main__":

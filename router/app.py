@@ -54,6 +54,7 @@ from router.service import AdminService, InferenceService
 from router.sharing.blocks import ToldIndex
 from router.sharing.channel import Channel
 from router.sharing.sharing import Sharing
+from router.targets import target_route
 from router.token_measures import TokenMeasures
 from router.tracing.start import tracing
 from router.worker_client import WorkerClient
@@ -170,7 +171,8 @@ async def serve(
         )  # fmt: skip
         console = Console(sources, clock, gateway, plans)
         await parts.enter_async_context(_running(console.run()))
-        admin_app: ASGIApp = _admin_app(metrics, generator.trails, console, ready)
+        targets = target_route(config.cluster, pool, plans)
+        admin_app: ASGIApp = _admin_app(metrics, generator.trails, console, ready, targets)
         admin_app = Guard(admin_app, keys, certificates=certificates, admin=True)
         await parts.enter_async_context(serve_http(admin_app, admin_socket, grace_s, patience, tls))
         await parts.enter_async_context(_running(_tell_health(pool, grpc, ready)))
@@ -267,7 +269,11 @@ async def _tell_health(pool: Pool, grpc: GrpcServer, ready: Callable[[], bool]) 
 
 
 def _admin_app(
-    metrics: RouterMetrics, trails: Trails, console: Console, ready: Callable[[], bool]
+    metrics: RouterMetrics,
+    trails: Trails,
+    console: Console,
+    ready: Callable[[], bool],
+    targets: Route,
 ) -> Starlette:
     async def render(request: HttpRequest) -> Response:
         return exposition(metrics.registry, request)
@@ -276,4 +282,4 @@ def _admin_app(
         return health_response(ready())
 
     probes = [Route("/metrics", render), Route("/health", health), Route("/ready", health)]
-    return Starlette(routes=[*probes, *explain_routes(trails), *console.routes()])
+    return Starlette(routes=[*probes, targets, *explain_routes(trails), *console.routes()])

@@ -149,6 +149,7 @@ class RouterGenerator:
             params=params,
             cache_salt=call.cache_salt,
             traceparent=trail.traceparent,
+            tracestate="" if trail.trace is None else trail.trace.state,
         )
 
     async def _tokenise(self, prompt: Prompt) -> list[int]:

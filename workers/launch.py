@@ -17,6 +17,7 @@ from workers.core.clock import SystemClock
 from workers.core.errors import ConfigError
 from workers.core.waits import let_go
 from workers.engine import Engine
+from workers.logs import Voice
 from workers.metrics import Meter
 from workers.models.resolve import resolve_model
 from workers.parallel.launcher import RankLauncher
@@ -96,7 +97,8 @@ async def run_worker(
         raise ConfigError(str(error)) from error
     log.info("metrics on http://%s:%d/metrics", config.host, metrics_port)
     worker.me.address = f"{config.host}:{port}"
-    registry = Registry(config.redis, config.cluster, _record(config, worker), worker.events)
+    record = _record(config, worker, f"{config.host}:{metrics_port}")
+    registry = Registry(config.redis, config.cluster, record, worker.events)
     worker.on_role = registry.set_role
     there = _be_there(config, worker, registry, peers, serving)
     stuck = False
@@ -211,7 +213,10 @@ def load_model(config: WorkerConfig, launcher: RankLauncher | None = None) -> Mo
             log.info("%s", line)
             last = line
 
-    return load_replica(config.model, config.engine, progress=progress, launcher=launcher)
+    voice = Voice(config.logs, config.replica)
+    return load_replica(
+        config.model, config.engine, progress=progress, launcher=launcher, voice=voice
+    )
 
 
 def _compose(
@@ -242,7 +247,7 @@ def _compose(
     return worker, peers
 
 
-def _record(config: WorkerConfig, worker: Worker) -> ReplicaRecord:
+def _record(config: WorkerConfig, worker: Worker, metrics: str) -> ReplicaRecord:
     return ReplicaRecord(
         id=worker.me.id,
         incarnation=worker.me.incarnation,
@@ -257,4 +262,5 @@ def _record(config: WorkerConfig, worker: Worker) -> ReplicaRecord:
         tensor_ranks=worker.me.tensor_ranks,
         expert_ranks=config.engine.expert_parallel,
         hardware=config.hardware,
+        metrics=metrics,
     )

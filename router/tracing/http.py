@@ -18,7 +18,8 @@ OPERATIONS: Mapping[str, str] = {
 
 
 class Traced:
-    """`traceparent` is taken from the client, and every answer of the API says whose it became."""
+    """`traceparent` and `tracestate` are taken from the client, and every answer of the API says
+    whose it became."""
 
     def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
         self._app = app
@@ -31,15 +32,21 @@ class Traced:
             return
         route = scope["path"]
         attributes = (("http.request.method", "POST"), ("http.route", route))
-        traceparent = Headers(scope=scope).get("traceparent", "")
-        with self._tracer.visit(f"POST {route}", operation, traceparent, attributes) as visit:
+        headers = Headers(scope=scope)
+        with self._tracer.visit(
+            f"POST {route}",
+            operation,
+            headers.get("traceparent", ""),
+            attributes,
+            tracestate=",".join(headers.getlist("tracestate")),
+        ) as visit:
             scope[VISIT] = visit
 
             async def send_with_trace(message: Message) -> None:
                 if message["type"] == "http.response.start":
                     status: int = message["status"]
                     visit.answered(status, failed=status >= 500)
-                    MutableHeaders(scope=message)["traceparent"] = visit.context.traceparent
+                    MutableHeaders(scope=message).update(dict(visit.headers))
                 await send(message)
 
             await self._app(scope, receive, send_with_trace)

@@ -1,127 +1,77 @@
-"""Traces on their way to an OTLP receiver.
-
-Of OpenTelemetry we use the messages and the gRPC stub, not the SDK, whose spans and exporter cost
-more than a request may (docs/decisions.md; load_tests/bench_tracing.py measures ours).
-"""
+"""Traces on their way to an OTLP receiver, by OpenTelemetry's SDK: its batches, its exporter."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from itertools import islice
 
-import grpc
-import grpc.aio
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as service_grpc
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
+from opentelemetry.trace import SpanKind
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from router.tracing.message import TraceMessage
+from router.tracing.spans import Drawer
 from router.tracing.visit import Visit
 from workers.core.clock import Clock, unix_time
 
 log = logging.getLogger(__name__)
 
-MOST_WAITING = 4096  # visits; those that come while so many wait are lost
-BATCH = 128  # visits in a message
-PAUSE_S = 0.5  # a message at most so often
-TIMEOUT_S = 10.0  # of one try
-TRIES = 5
-FIRST_WAIT_S = 0.5  # between tries; twice as long each time
+MOST_WAITING = 32_768  # spans; a trace that comes while so many wait is lost, and lost whole
+BATCH = 512  # spans in a message
+PAUSE_S = 0.5  # until those that are fewer are sent
 LAST_WORDS_S = 1.0
-AGAIN = frozenset(  # what OTLP says may be tried again
-    {
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.ABORTED,
-        grpc.StatusCode.OUT_OF_RANGE,
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DATA_LOSS,
-    }
-)
 
 
 class OtlpExporter(Collector):
     """An Exporter. `async with exporter.running()`: what was offered before the end is sent, if the
     receiver takes it at once. `who`: the router, as attributes of a resource."""
 
-    def __init__(self, endpoint: str, clock: Clock, cluster: str, who: str) -> None:
-        """`endpoint`: http://host:port, or https:// for TLS with the host's trusted roots."""
+    def __init__(
+        self, endpoint: str, headers: Mapping[str, str], clock: Clock, cluster: str, who: str
+    ) -> None:
+        """`endpoint`: http://host:port, or https:// for TLS, with the host's trusted roots unless
+        OTEL_EXPORTER_OTLP_CERTIFICATE names others. `headers` go with each message."""
         self._clock = clock
-        self._cluster = cluster
-        self._who = who
-        self._waiting: deque[Visit] = deque()
-        self._news = asyncio.Event()
-        self._outcomes = dict.fromkeys(("sent", "refused", "dropped"), 0)
-        scheme, _, address = endpoint.partition("://")
-        if scheme == "https":
-            channel = grpc.aio.secure_channel(address, grpc.ssl_channel_credentials())
-        else:
-            channel = grpc.aio.insecure_channel(address)
-        self._channel = channel
-        self._stub = service_grpc.TraceServiceStub(channel)
+        self._drawer = Drawer(cluster, who)
+        self._offered = 0  # spans
+        self._dropped = 0  # traces
+        self._sender = _Sender(endpoint, headers)
+        self._processor = BatchSpanProcessor(
+            self._sender,
+            max_queue_size=2 * MOST_WAITING,  # at its own bound it would lose spans one by one
+            schedule_delay_millis=PAUSE_S * 1e3,
+            max_export_batch_size=BATCH,
+        )
+
+    @property
+    def waiting(self) -> int:
+        """Spans that are neither sent nor lost."""
+        return self._offered - self._sender.spans
 
     def offer(self, visit: Visit) -> None:
-        if len(self._waiting) >= MOST_WAITING:
-            self._outcomes["dropped"] += 1
+        if self.waiting >= MOST_WAITING:
+            self._dropped += 1
             return
-        self._waiting.append(visit)
-        self._news.set()
+        drawn = self._drawer.draw(visit, unix_time() - self._clock.now())
+        self._offered += len(drawn)
+        for span in drawn:
+            self._processor.on_end(span)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        async with asyncio.TaskGroup() as tasks:
-            task = tasks.create_task(self._run())
-            try:
-                yield
-            finally:
-                task.cancel()
         try:
-            async with asyncio.timeout(LAST_WORDS_S):
-                while self._waiting:
-                    await self._send(*await self._message())
-        except TimeoutError:
-            self._outcomes["dropped"] += len(self._waiting)
-        await self._channel.close()
-
-    async def _run(self) -> None:
-        while True:
-            await self._news.wait()
-            await asyncio.sleep(PAUSE_S)
-            self._news.clear()
-            while self._waiting:
-                await self._send(*await self._message())
-
-    async def _message(self) -> tuple[TraceMessage, int]:
-        """Of the oldest that wait, and how many. Between two of them others have their turn."""
-        message = TraceMessage(self._cluster, self._who)
-        visits = list(islice(self._waiting, BATCH))
-        for visit in visits:
-            message.add(visit, unix_time() - self._clock.now())
-            await asyncio.sleep(0)
-        for _ in visits:
-            self._waiting.popleft()
-        return message, len(visits)
-
-    async def _send(self, message: TraceMessage, count: int) -> None:
-        outcome = "refused"
-        try:
-            for last in (*range(1, TRIES), None):
-                try:
-                    await self._stub.Export(message.request, timeout=TIMEOUT_S)
-                    outcome = "sent"
-                    return
-                except grpc.aio.AioRpcError as error:
-                    if last is None or error.code() not in AGAIN:
-                        log.warning("%d traces are lost: %s", count, error.details())
-                        return
-                await asyncio.sleep(FIRST_WAIT_S * 2 ** (last - 1))
+            yield
         finally:
-            self._outcomes[outcome] += count
+            sending = asyncio.create_task(asyncio.to_thread(self._processor.shutdown))
+            _, late = await asyncio.wait([sending], timeout=LAST_WORDS_S)
+            if late:
+                self._sender.shutdown()  # what still waits is refused
+            await sending
 
     def collect(self) -> Iterator[Metric]:
         family = CounterMetricFamily(
@@ -129,6 +79,32 @@ class OtlpExporter(Collector):
             "traces that were kept: sent, refused by the receiver, or dropped as too many waited",
             labels=["outcome"],
         )
-        for outcome, count in self._outcomes.items():
-            family.add_metric([outcome], count)
+        family.add_metric(["sent"], self._sender.sent)
+        family.add_metric(["refused"], self._sender.refused)
+        family.add_metric(["dropped"], self._dropped)
         yield family
+
+
+class _Sender(OTLPSpanExporter):
+    """Counts. Its thread is the only one that writes here."""
+
+    def __init__(self, endpoint: str, headers: Mapping[str, str]) -> None:
+        super().__init__(
+            endpoint, insecure=endpoint.startswith("http://"), headers=dict(headers) or None
+        )
+        self.spans = 0  # that do not wait any more
+        self.sent = 0  # traces
+        self.refused = 0
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        ended = sum(span.kind is SpanKind.SERVER for span in spans)  # a trace's last is its root
+        result = SpanExportResult.FAILURE
+        try:
+            result = super().export(spans)
+            return result
+        finally:
+            if result is SpanExportResult.SUCCESS:
+                self.sent += ended
+            else:
+                self.refused += ended
+            self.spans += len(spans)

@@ -19,20 +19,21 @@ ATTRIBUTES = (("rpc.system", "grpc"), ("rpc.service", SERVICE), ("rpc.method", M
 async def visited(
     tracer: Tracer | None, context: Any, request_id: str, *, chat: bool
 ) -> AsyncIterator[Visit | None]:
-    """The call lasts as long as the block. `traceparent` is taken from the call's metadata, and the
-    first thing it answers says whose it became."""
+    """The call lasts as long as the block. `traceparent` and `tracestate` are taken from the call's
+    metadata, and the first thing it answers says whose it became."""
     if tracer is None:
         speak_of(request_id, "")
         yield None
         return
     metadata = context.invocation_metadata() or ()
     given = next((value for key, value in metadata if key == "traceparent"), "")
+    state = ",".join(value for key, value in metadata if key == "tracestate")
     operation = "chat" if chat else "text_completion"
-    with tracer.visit(f"{SERVICE}/{METHOD}", operation, given, ATTRIBUTES) as visit:
+    name = f"{SERVICE}/{METHOD}"
+    with tracer.visit(name, operation, given, ATTRIBUTES, tracestate=state) as visit:
         visit.answered("CANCELLED", failed=False)
-        traceparent = visit.context.traceparent
-        speak_of(request_id, traceparent)
-        await context.send_initial_metadata((("traceparent", traceparent),))
+        speak_of(request_id, visit.context.traceparent)
+        await context.send_initial_metadata(visit.headers)
         try:
             yield visit
         except KvasirError as error:

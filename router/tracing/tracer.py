@@ -45,10 +45,16 @@ class Tracer:
 
     @contextmanager
     def visit(
-        self, name: str, operation: str, traceparent: str, attributes: Attributes = ()
+        self,
+        name: str,
+        operation: str,
+        traceparent: str,
+        attributes: Attributes = (),
+        *,
+        tracestate: str = "",
     ) -> Iterator[Visit]:
-        """Over when the block ends. `traceparent`: the client's, or nothing."""
-        given = parse_traceparent(traceparent) if traceparent else None
+        """Over when the block ends. `traceparent`, `tracestate`: the client's, or nothing."""
+        given = parse_traceparent(traceparent, tracestate) if traceparent else None
         span_id = new_id(self._rng, 8)
         if given is not None:
             context, parent = given._replace(span_id=span_id), given.span_id

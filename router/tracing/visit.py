@@ -54,6 +54,13 @@ class Visit:
     def __post_init__(self) -> None:
         self._base = int.from_bytes(self.context.span_id, "big")
 
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """That tell the client whose its call became, in HTTP or as gRPC metadata."""
+        ours = ("traceparent", self.context.traceparent)
+        state = self.context.state
+        return (ours, ("tracestate", state)) if state else (ours,)
+
     def enter(self, trail: Trail, model: str, params: SamplingParams) -> TraceContext:
         """The context of one request of it."""
         self.asked.append(Asked(trail, model, params))

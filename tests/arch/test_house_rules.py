@@ -41,14 +41,13 @@ HOMES: dict[str, tuple[str, ...]] = {
         "router/service.py",
         "router/doors/grpc.py",
         "router/worker_client.py",
-        "router/tracing/otlp.py",
         "cluster/admin_client.py",
         "cluster/access.py",
         "cluster/worker_calls.py",
     ),
     "ray": ("cluster/app.py", "cluster/backends/"),
     "kubernetes": ("cluster/backends/kubernetes/",),
-    "opentelemetry": ("router/tracing/otlp.py", "router/tracing/message.py"),
+    "opentelemetry": ("router/tracing/otlp.py", "router/tracing/spans.py"),
     "torch": ("workers/",),
 }
 ALIASES = {

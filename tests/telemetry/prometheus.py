@@ -45,13 +45,25 @@ class Prometheus:
         assert len(found) <= 1, f"{expr}: {found}"
         return found[0][1] if found else None
 
-    def until(self, what: Callable[[], object]) -> Any:
-        """What it gives once that is true: scrapes come once a second."""
+    def until(self, what: Callable[[], object], wanting: Callable[[], object] = str) -> Any:
+        """What it gives once that is true: scrapes come once a second. `wanting`: what is told
+        where it never is."""
         deadline = time.monotonic() + PATIENCE_S
         while not (found := what()):
-            assert time.monotonic() < deadline, "it never came to be so"
+            assert time.monotonic() < deadline, f"it never came to be so {wanting()}"
             time.sleep(0.2)
         return found
+
+    def until_all_have_data(self, queries: Mapping[str, str]) -> None:
+        """By what they are called: rules are evaluated after the scrapes that they are made of."""
+        waiting = dict(queries)
+
+        def over() -> bool:
+            for name in [name for name, expr in waiting.items() if self.query(expr)]:
+                del waiting[name]
+            return not waiting
+
+        self.until(over, lambda: waiting)
 
     def is_up(self) -> bool:
         try:
@@ -61,8 +73,9 @@ class Prometheus:
 
 
 @contextmanager
-def prometheus(folder: Path, targets: Mapping[str, list[str]]) -> Iterator[Prometheus]:
-    """`targets`: host:port of each job. Our rules are loaded, and looked at once a second."""
+def prometheus(folder: Path, targets: Mapping[str, list[str] | str]) -> Iterator[Prometheus]:
+    """`targets`: host:port of each job, or a URL that says them. Our rules are loaded, and looked
+    at once a second."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -70,7 +83,14 @@ def prometheus(folder: Path, targets: Mapping[str, list[str]]) -> Iterator[Prome
         "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(RULES / "*.yaml")],
         "scrape_configs": [
-            {"job_name": job, "static_configs": [{"targets": hosts}]}
+            {
+                "job_name": job,
+                **(
+                    {"http_sd_configs": [{"url": hosts, "refresh_interval": "5s"}]}
+                    if isinstance(hosts, str)
+                    else {"static_configs": [{"targets": hosts}]}
+                ),
+            }
             for job, hosts in targets.items()
         ],
     }

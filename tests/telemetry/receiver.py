@@ -30,6 +30,7 @@ class Seen:
     resource: dict[str, Any]
     links: tuple[str, ...]
     error: str | None
+    state: str
 
     @property
     def seconds(self) -> float:
@@ -69,27 +70,35 @@ class Tree:
 
 class Receiver(service_grpc.TraceServiceServicer):
     def __init__(self) -> None:
+        self.refusals: list[grpc.StatusCode] = []  # what the next messages are answered with
         self._spans: dict[str, list[Seen]] = {}
+        self._whole: set[str] = set()
+        self.metadata: dict[str, str] = {}  # of the last message
         self._came = threading.Condition()
 
     def Export(self, request: Any, context: Any) -> service.ExportTraceServiceResponse:
         with self._came:
+            self.metadata = dict(context.invocation_metadata())
+            if self.refusals:
+                context.abort(self.refusals.pop(0), "not now")
             for group in request.resource_spans:
                 resource = _read(group.resource.attributes)
                 for scope in group.scope_spans:
                     for span in scope.spans:
                         seen = _seen(span, resource)
                         self._spans.setdefault(seen.trace, []).append(seen)
+                        if span.kind == otlp.Span.SPAN_KIND_SERVER:
+                            self._whole.add(seen.trace)
             self._came.notify_all()
         return service.ExportTraceServiceResponse()
 
-    def tree(self, trace: str, within_s: float = 20.0) -> Tree:
-        """A trace comes in one message, so what is there is all of it."""
+    def tree(self, trace: str, within_s: float = 60.0) -> Tree:
+        """The root of a trace comes last, so what is there then is all of it."""
         with self._came:
-            assert self._came.wait_for(lambda: trace in self._spans, within_s), (
+            assert self._came.wait_for(lambda: trace in self._whole, within_s), (
                 f"no trace {trace}; there are {sorted(self._spans)}"
             )
-            return Tree(list(self._spans[trace]))
+            return Tree(sorted(self._spans[trace], key=lambda span: span.start))
 
     @property
     def traces(self) -> set[str]:
@@ -110,6 +119,7 @@ def _seen(span: otlp.Span, resource: dict[str, Any]) -> Seen:
         resource=resource,
         links=tuple(link.span_id.hex() for link in span.links),
         error=span.status.message if failed else None,
+        state=span.trace_state,
     )
 
 
@@ -126,14 +136,19 @@ def _value(value: common.AnyValue) -> Any:
 
 
 @contextmanager
-def receiver() -> Iterator[tuple[Receiver, str]]:
-    """It, and its endpoint."""
+def receiver(
+    credentials: grpc.ServerCredentials | None = None,
+) -> Iterator[tuple[Receiver, str]]:
+    """It, and its endpoint. `credentials`: of TLS."""
     server = grpc.server(ThreadPoolExecutor(2))
     servicer = Receiver()
     service_grpc.add_TraceServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    if credentials is None:
+        scheme, port = "http", server.add_insecure_port("127.0.0.1:0")
+    else:
+        scheme, port = "https", server.add_secure_port("127.0.0.1:0", credentials)
     server.start()
     try:
-        yield servicer, f"http://127.0.0.1:{port}"
+        yield servicer, f"{scheme}://127.0.0.1:{port}"
     finally:
         server.stop(None).wait()

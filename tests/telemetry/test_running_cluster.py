@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.serving import Serving, kvasir_serve
+from tests.e2e.serving import PATIENCE_S, Serving, kvasir_serve
 from tests.telemetry.documented import OPENMETRICS, documented, exported
 from tests.telemetry.prometheus import Prometheus, prometheus
 from tests.telemetry.receiver import Receiver, Tree, receiver
@@ -23,7 +24,9 @@ ROUNDS, EACH = 2, 4
 TOKENS = 12
 PROMPT = "the same words again and again " * 12
 DASHBOARDS = sorted((Path(__file__).parents[2] / "helm" / "kvasir" / "dashboards").glob("*.json"))
-METRICS_AT = re.compile(r"metrics on (?:http://127\.0\.0\.1:|port )(\d+)")
+ADMIN_AT = re.compile(r"admin (127\.0\.0\.1:\d+)")
+
+pytestmark = pytest.mark.timeout(300)  # a cluster, a Prometheus, and their first minute
 
 
 @dataclass
@@ -53,7 +56,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         }
         with kvasir_serve(folder, changes=changes) as cluster:
             targets = find_targets(cluster)
-            with prometheus(folder, targets) as server:
+            jobs = {"router": targets["router"], "others": others_at(targets)}
+            with prometheus(folder, jobs) as server:
                 scene = Scene(cluster, server, got, targets, [])
                 every = sum(len(hosts) for hosts in targets.values())
                 server.until(lambda: server.value("sum(up)") == every)
@@ -74,13 +78,23 @@ def ask(http: httpx.Client, cluster: Serving, number: int) -> httpx.Response:
 
 
 def find_targets(cluster: Serving) -> dict[str, list[str]]:
-    """The admin port as the router's log has it; workers and planner say theirs in their logs."""
-    found: dict[str, list[str]] = {"router": [cluster.url.removeprefix("http://")]}
-    for name, job in (("prefill-0", "worker"), ("decode-0", "worker"), ("planner", "planner")):
-        ports = METRICS_AT.findall((cluster.log_dir / f"{name}.log").read_text())
-        assert ports, f"{name} does not say where its metrics are"
-        found.setdefault(job, []).append(f"127.0.0.1:{ports[-1]}")
+    """The router says in its log where it is, and knows where the others are: the planner after
+    its first plan."""
+    (admin,) = ADMIN_AT.findall((cluster.log_dir / "router.log").read_text())
+    found: dict[str, list[str]] = {}
+    deadline = time.monotonic() + PATIENCE_S
+    while found.keys() != {"router", "worker", "planner"}:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.2)
+        found = {"router": [admin]}
+        for group in httpx.get(others_at(found)).json():
+            job = "worker" if "replica" in group["labels"] else "planner"
+            found.setdefault(job, []).extend(group["targets"])
     return found
+
+
+def others_at(targets: Mapping[str, list[str]]) -> str:
+    return f"http://{targets['router'][0]}/metrics/targets"
 
 
 @pytest.mark.parametrize("job", ["router", "worker", "planner"])
@@ -101,6 +115,7 @@ def test_metrics_move_as_the_load_says(scene: Scene) -> None:
     count = ROUNDS * EACH
     usage = [answer.json()["usage"] for answer in scene.answers]
     cached = [used["prompt_tokens_details"]["cached_tokens"] for used in usage]
+    prompts = sum(used["prompt_tokens"] for used in usage)
     assert sum(cached) > 0
     expected = {
         "kvasir_ttft_seconds_count": count,
@@ -108,7 +123,7 @@ def test_metrics_move_as_the_load_says(scene: Scene) -> None:
         "kvasir_itl_seconds_count": count * (TOKENS - 1),
         "kvasir_e2e_seconds_count": count,
         "kvasir_output_tokens_total": count * TOKENS,
-        "kvasir_prompt_tokens_total": sum(used["prompt_tokens"] for used in usage),
+        "kvasir_prompt_tokens_total": prompts,
         "kvasir_prefix_hit_tokens_total": sum(cached),
         'kvasir_admissions_total{class="standard",outcome="admitted",tenant="other"}': count,
         "kvasir_slo_results_total": count,
@@ -116,22 +131,34 @@ def test_metrics_move_as_the_load_says(scene: Scene) -> None:
         'kvasir_pair_handoffs_total{sender="prefill-0",receiver="decode-0"}': count,
         "kvasir_worker_prefill_compute_seconds_count": count,
         "kvasir_worker_transfer_seconds_count": count,
+        "kvasir_worker_decode_batch_seqs_sum": count * (TOKENS - 1),
+        "kvasir_worker_prefill_tokens_total": prompts - sum(cached),
+        "kvasir_replica_up": 2,
         "kvasir_requests_in_flight": 0,
         "kvasir_queued": 0,
         "kvasir_redis_up": 1,
     }
-    found = {expr: scene.grown(expr) for expr in expected}
-    assert found == expected
-    decodes = scene.grown("kvasir_worker_decode_batch_seqs_sum")
-    assert decodes == count * (TOKENS - 1)
-    computed = scene.grown("kvasir_worker_prefill_tokens_total")
-    assert computed == expected["kvasir_prompt_tokens_total"] - sum(cached)
-    assert scene.grown("kvasir_planner_plans_total") > 0
-    assert scene.grown("kvasir_replica_up") == 2
+
+    def found() -> dict[str, float]:
+        return {expr: scene.grown(expr) for expr in expected}
+
+    scene.server.until(lambda: found() == expected, found)  # each is scraped at its own moment
+    scene.server.until(lambda: scene.grown("kvasir_planner_plans_total") > 0)
+
+
+def test_workers_and_the_planner_are_found_through_the_router(scene: Scene) -> None:
+    """By Prometheus itself, which names workers on each of their series."""
+    found = {
+        (labels.get("pool"), labels.get("replica")): up
+        for labels, up in scene.server.query('up{job="others"}')
+    }
+    assert found == {("prefill", "prefill-0"): 1, ("decode", "decode-0"): 1, (None, None): 1}
+    by_replica = scene.server.query("kvasir_worker_prefill_compute_seconds_count > 0")
+    assert [labels["replica"] for labels, _ in by_replica] == ["prefill-0"]
 
 
 def test_every_panel_of_every_dashboard_has_data(scene: Scene) -> None:
-    asked, empty = 0, []
+    queries = {}
     for path in DASHBOARDS:
         for panel in json.loads(path.read_text())["panels"]:
             for target in panel.get("targets", ()):
@@ -139,11 +166,9 @@ def test_every_panel_of_every_dashboard_has_data(scene: Scene) -> None:
                     continue
                 expr = target["expr"].replace("$__rate_interval", "1m")
                 expr = re.sub(r"\$(class|replica)\b", ".*", expr)
-                asked += 1
-                if not scene.server.query(expr):
-                    empty.append(f"{path.name}: {panel['title']}: {expr}")
-    assert asked > 50
-    assert not empty, "\n".join(empty)
+                queries[f"{path.name}: {panel['title']}: {expr}"] = expr
+    assert len(queries) > 50
+    scene.server.until_all_have_data(queries)
 
 
 def test_rules_are_evaluated_and_nothing_is_alarming(scene: Scene) -> None:
@@ -184,12 +209,14 @@ def request_of(tree: Tree) -> Any:
 
 def test_dots_of_dashboards_lead_to_traces_that_came(scene: Scene) -> None:
     now = float(scene.server.api("query", query="time()")["result"][1])
+    span = {"start": str(now - 600), "end": str(now + 600)}
+
+    def dots(metric: str) -> set[str]:
+        found = scene.server.api("query_exemplars", query=metric, **span)
+        return {dot["labels"]["trace_id"] for each in found for dot in each["exemplars"]}
+
     for metric in ("kvasir_ttft_seconds_bucket", "kvasir_worker_transfer_seconds_bucket"):
-        found = scene.server.api(
-            "query_exemplars", query=metric, start=str(now - 600), end=str(now)
-        )
-        ids = {dot["labels"]["trace_id"] for each in found for dot in each["exemplars"]}
-        assert ids and ids <= set(scene.traces), metric
+        assert scene.server.until(lambda: dots(metric)) <= set(scene.traces)  # noqa: B023
 
 
 def test_every_line_of_the_logs_is_an_object(scene: Scene) -> None:

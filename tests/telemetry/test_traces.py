@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,21 +17,30 @@ from router.tracing.config import TelemetryConfig
 from tests.router.fleet import until
 from tests.router.test_service import Client, router, sampling
 from tests.telemetry.receiver import Receiver, Seen, Tree, receiver
+from workers.logs import JsonLines
 from workers.wire import admin_pb2 as admin
 from workers.wire import inference_pb2 as inference
 
 CLIENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 TRACE, SPAN = CLIENT.split("-")[1:3]
+STATE = "rojo=00f067aa0ba902b7,congo@x=t61rcWkgMzE"
 NAMES = ("prefill-1", "decode-1")
 BODY = {"model": "tiny", "prompt": "w5 w6 w7", "max_tokens": 6}
 
 
 @asynccontextmanager
 async def traced(
-    folder: Path, *names: str, ratio: float = 1.0, slow_s: float | None = None, **limits: float
+    folder: Path,
+    *names: str,
+    ratio: float = 1.0,
+    slow_s: float | None = None,
+    headers: Path | None = None,
+    **limits: float,
 ) -> AsyncIterator[tuple[Client, Receiver, httpx.AsyncClient]]:
     with receiver() as (got, endpoint):
-        telemetry = TelemetryConfig(otlp_endpoint=endpoint, sample_ratio=ratio, slow_s=slow_s)
+        telemetry = TelemetryConfig(
+            otlp_endpoint=endpoint, sample_ratio=ratio, slow_s=slow_s, otlp_headers_file=headers
+        )
         async with (
             router(folder, *(names or NAMES), telemetry=telemetry, **limits) as client,
             httpx.AsyncClient(base_url=f"http://{client.ports.http}/v1", timeout=20) as http,
@@ -98,8 +110,11 @@ async def test_a_request_is_one_tree_from_its_door_through_both_workers(tmp_path
 async def test_a_clients_trace_goes_on_through_grpc_to_every_worker(tmp_path: Path) -> None:
     async with traced(tmp_path, ratio=0.0) as (client, got, _):
         asked = inference.GenerateRequest(model="tiny", text="w5 w6", sampling=sampling())
-        call = client.inference.Generate(asked, metadata=(("traceparent", CLIENT),))
-        answered = dict(await call.initial_metadata())["traceparent"]
+        given = (("traceparent", CLIENT), ("tracestate", STATE))
+        call = client.inference.Generate(asked, metadata=given)
+        metadata = dict(await call.initial_metadata())
+        answered = metadata["traceparent"]
+        assert metadata["tracestate"] == STATE
         assert [response async for response in call]
         tree = await arrived(got, answered)
         assert tree.root.trace == TRACE and tree.root.parent == SPAN
@@ -110,6 +125,23 @@ async def test_a_clients_trace_goes_on_through_grpc_to_every_worker(tmp_path: Pa
             (called,) = client.fleet[name].calls
             request = tree.one("text_completion tiny")
             assert called.sequence.traceparent == f"00-{TRACE}-{request.id}-01"
+            assert called.sequence.tracestate == STATE
+        assert {span.state for span in tree.spans} == {STATE}
+
+
+async def test_a_clients_trace_goes_on_through_http_and_back(tmp_path: Path) -> None:
+    async with traced(tmp_path, ratio=0.0) as (client, got, http):
+        one, two = STATE.split(",")
+        given = [("traceparent", CLIENT), ("tracestate", one), ("tracestate", two)]
+        answer = await http.post("/completions", json=BODY, headers=given)
+        tree = await arrived(got, answer.headers["traceparent"])
+        assert (tree.root.trace, tree.root.parent) == (TRACE, SPAN)
+        assert answer.headers["tracestate"] == STATE
+        assert {span.state for span in tree.spans} == {STATE}
+        assert {client.fleet[name].calls[0].sequence.tracestate for name in NAMES} == {STATE}
+        for nothing in ({"tracestate": STATE}, {"traceparent": CLIENT, "tracestate": "no state"}):
+            answer = await http.post("/completions", json=BODY, headers=nothing)
+            assert answer.status_code == 200 and "tracestate" not in answer.headers
 
 
 async def test_a_client_that_does_not_sample_is_followed(tmp_path: Path) -> None:
@@ -135,10 +167,20 @@ async def test_what_is_no_trace_begins_a_new_one(given: str, tmp_path: Path) -> 
 async def test_an_attempt_that_failed_is_linked_and_kept_whatever_the_ratio(
     tmp_path: Path,
 ) -> None:
+    said = io.StringIO()
+    handler = logging.StreamHandler(said)
+    handler.setFormatter(JsonLines("router"))
     async with traced(tmp_path, ratio=0.0, worker_wait_s=5.0) as (client, got, http):
         client.fleet["prefill-1"].script.append("UNAVAILABLE")
+        logging.getLogger("router").addHandler(handler)
         answer = await http.post("/completions", json=BODY)
+        logging.getLogger("router").removeHandler(handler)
         assert answer.status_code == 200
+        lines = [json.loads(text) for text in said.getvalue().splitlines()]
+        (line,) = [line for line in lines if "trace_id" in line]
+        assert "prefill again" in line["message"]
+        assert answer.headers["traceparent"].startswith(f"00-{line['trace_id']}-")
+        assert line["request_id"] == answer.headers["x-request-id"]
         tree = await arrived(got, answer.headers["traceparent"])
         first, second = tree.named("attempt")
         assert first.error is not None and "scripted UNAVAILABLE" in first.error

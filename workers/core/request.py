@@ -65,6 +65,7 @@ class Request:
     attempt: int = 0
     cache_salt: str = ""
     traceparent: str = ""
+    tracestate: str = ""
 
 
 class SampledToken(NamedTuple):

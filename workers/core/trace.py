@@ -13,14 +13,20 @@ from typing import NamedTuple
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _SAMPLED = 1
+_MEMBER = re.compile(
+    r"[a-z0-9][a-z0-9_*/@-]{0,255}=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
+)
+_MOST_MEMBERS = 32
 
 
 class TraceContext(NamedTuple):
-    """`trace_id` 16 bytes, `span_id` 8 bytes, neither all zero."""
+    """`trace_id` 16 bytes, `span_id` 8 bytes, neither all zero. `state`: W3C's tracestate, what
+    tracing systems in front of us want carried along; we say nothing in it."""
 
     trace_id: bytes
     span_id: bytes
     sampled: bool
+    state: str = ""
 
     @property
     def traceparent(self) -> str:
@@ -39,8 +45,9 @@ class Subject(NamedTuple):
 SUBJECT: ContextVar[Subject | None] = ContextVar("subject", default=None)
 
 
-def parse_traceparent(value: str) -> TraceContext | None:
-    """None: there is none, or it is not valid, which by the standard is the same."""
+def parse_traceparent(value: str, state: str = "") -> TraceContext | None:
+    """None: there is none, or it is not valid, which by the standard is the same. `state`: the
+    tracestate beside it, as it came."""
     found = _TRACEPARENT.fullmatch(value.strip())
     if found is None:
         return None
@@ -50,7 +57,17 @@ def parse_traceparent(value: str) -> TraceContext | None:
     if not (int(trace_id, 16) and int(span_id, 16)):
         return None
     sampled = bool(int(flags, 16) & _SAMPLED)
-    return TraceContext(bytes.fromhex(trace_id), bytes.fromhex(span_id), sampled)
+    ids = bytes.fromhex(trace_id), bytes.fromhex(span_id)
+    return TraceContext(*ids, sampled, _valid_state(state) if state else "")
+
+
+def _valid_state(value: str) -> str:
+    """Empty where any of it is not valid, as the standard wants it."""
+    members = [member for part in value.split(",") if (member := part.strip(" \t"))]
+    keys = {member.partition("=")[0] for member in members}
+    if len(keys) != len(members) or len(members) > _MOST_MEMBERS:
+        return ""
+    return ",".join(members) if all(map(_MEMBER.fullmatch, members)) else ""
 
 
 def speak_of(request_id: str, traceparent: str) -> None:

@@ -12,9 +12,10 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 from workers.core.errors import KvasirError, Unavailable
+from workers.logs import LogStyle, Voice, log_as_rank
 from workers.parallel.control import Gone, Line, Wire, connect
 from workers.parallel.launcher import TOKEN, Invitation
 from workers.parallel.team import BEAT_S
@@ -91,8 +92,7 @@ def follow(invitation: Invitation) -> NoReturn:
     # Here and not above: whoever is no longer wanted has left before libraries are read.
     from workers.runner.part import serve_part
 
-    form = f"%(asctime)s %(name)s rank {invitation.rank}: %(message)s"
-    logging.basicConfig(level=logging.INFO, format=form)
+    log_as_rank(invitation.voice, invitation.rank)
     try:
         wire = connect(invitation.address, CONNECT_S)
         wire.send(_introduction("hello", invitation))
@@ -117,9 +117,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--leader", required=True, help="address")
     parser.add_argument("--parent", type=int, required=True, help="process id")
+    parser.add_argument("--logs", choices=get_args(LogStyle), default="text")
+    parser.add_argument("--replica", default="", help="whose rank it is")
     args = parser.parse_args(argv)
     _die_with(args.parent)
-    follow(Invitation(args.rank, args.leader, os.environ[TOKEN]))
+    voice = Voice(args.logs, args.replica)
+    follow(Invitation(args.rank, args.leader, os.environ[TOKEN], voice))
 
 
 def _die_with(parent: int) -> None:

@@ -10,16 +10,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from workers.logs import PLAIN, Voice
+
 TOKEN = "KVASIR_RANK_TOKEN"
 
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
-    """All that a follower needs to find its leader; `token` proves that it was invited."""
+    """All that a follower needs to find its leader; `token` proves that it was invited. `voice`:
+    how it logs."""
 
     rank: int
     address: str
     token: str
+    voice: Voice = PLAIN
 
 
 class RankProcess(Protocol):
@@ -61,9 +65,10 @@ class ProcessLauncher:
     def start(self, invitation: Invitation) -> RankProcess:
         module = ("-m", "workers.parallel.follower")
         place = ("--rank", str(invitation.rank), "--leader", invitation.address)
+        voice = ("--logs", invitation.voice.style, "--replica", invitation.voice.replica)
         return _Child(
             subprocess.Popen(
-                [sys.executable, *module, *place, "--parent", str(os.getpid())],
+                [sys.executable, *module, *place, *voice, "--parent", str(os.getpid())],
                 env={**os.environ, **self._envs[invitation.rank - 1], TOKEN: invitation.token},
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C in the terminal is the leader's

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from workers.core.clock import Clock, SystemClock
 from workers.core.errors import CheckpointError, ConfigError, KvasirError, Unavailable
+from workers.logs import PLAIN, Voice
 from workers.parallel.control import Gone, Line, Wire, listen
 from workers.parallel.launcher import Invitation, RankLauncher, RankProcess
 
@@ -54,15 +55,18 @@ class Team:
         launcher: RankLauncher,
         plan: Plan,
         *,
+        voice: Voice = PLAIN,
         clock: Clock | None = None,
     ) -> None:
-        """`launcher` is closed with the team. Raises OSError where its host is not ours."""
+        """`launcher` is closed with the team. `voice`: how followers log. Raises OSError where its
+        host is not ours."""
         self.loss: Future[KvasirError] = Future()
         self._launcher = launcher
         self._plan = plan
         self._clock = clock or SystemClock()
         self._ranks: dict[int, _Rank] = {}
         self._size = followers
+        self._voice = voice
         self._token = secrets.token_hex(16)
         self._changed = threading.Condition()
         self._closing = False
@@ -171,7 +175,7 @@ class Team:
             for rank in range(1, self._size + 1):
                 if self._closing:
                     break
-                invitation = Invitation(rank, self._address, self._token)
+                invitation = Invitation(rank, self._address, self._token, self._voice)
                 self._ranks[rank] = _Rank(self._launcher.start(invitation))
             last = self._clock.now()
             while not self._closing and not self.loss.done():

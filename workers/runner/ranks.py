@@ -21,6 +21,7 @@ from workers.core.errors import ConfigError, KvasirError, Unavailable
 from workers.core.runner import ModelInfo, PageStore
 from workers.core.step_estimate import StepEstimate
 from workers.layers.expert_load import ExpertBalance
+from workers.logs import PLAIN, Voice
 from workers.models.config import load_config
 from workers.models.loader import Progress
 from workers.models.resolve import resolve_model
@@ -60,11 +61,13 @@ def load_replica(
     progress: Progress | None = None,
     launcher: RankLauncher | None = None,
     measured: Callable[[Ranks], Ranks] | None = None,
+    voice: Voice = PLAIN,
 ) -> ModelRunner:
     """A runner of max(tensor_parallel, expert_parallel) ranks: this process is the first of them
     and starts the others, by default as plain processes beside it; `launcher` is closed with them.
     Else as load_runner; raises Unavailable too, where a rank is lost. On other hosts a path must
-    name the same checkpoint. `measured` may wrap this rank's groups."""
+    name the same checkpoint. `measured` may wrap this rank's groups. `voice`: how the others log.
+    """
     layout = Layout(config.tensor_parallel, config.expert_parallel)
     if layout.world == 1:
         return load_runner(model, config, device=device, progress=progress)
@@ -83,7 +86,7 @@ def load_replica(
         name = model  # of the hub: each host has a copy of its own
     leader = _Leader(name, config, layout, place, launcher.host)
     launcher.reserve(layout.world, place.type == "cuda")
-    team = Team(layout.world - 1, launcher, leader.plan)
+    team = Team(layout.world - 1, launcher, leader.plan, voice=voice)
     try:
         runner = team.guard(partial(leader.load, team, progress, measured))
         runner.warm_up()

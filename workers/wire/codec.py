@@ -130,6 +130,7 @@ def request_to_wire(request: Request) -> worker.SequenceSpec:
         sampling=params_to_wire(request.params),
         cache_salt=request.cache_salt,
         traceparent=request.traceparent,
+        tracestate=request.tracestate,
     )
 
 
@@ -142,6 +143,7 @@ def request_from_wire(message: worker.SequenceSpec) -> Request:
         attempt=message.attempt,
         cache_salt=message.cache_salt,
         traceparent=message.traceparent,
+        tracestate=message.tracestate,
     )
 
 

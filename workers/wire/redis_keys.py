@@ -51,6 +51,7 @@ class ReplicaRecord(BaseModel):
     expert_ranks: int = 1  # that share out the experts
     hardware: str = "cpu"  # the name of a profile
     event_seq: int = 0  # the last event that stands in Redis
+    metrics: str = ""  # host:port of its /metrics
 
 
 def replica_key(cluster: str, replica: str) -> str:
