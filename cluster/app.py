@@ -8,8 +8,6 @@ Redis, and drains when Serve awaits its destructor. That has `graceful_shutdown_
 from __future__ import annotations
 
 import asyncio
-import logging
-import sys
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -24,10 +22,12 @@ from ray.serve.exceptions import RayServeException
 
 from cluster.access import Access, own_access
 from cluster.admin_client import AdminClient
+from cluster.autoscaler.app import ANY_HOST
 from cluster.autoscaler.app import serve as serve_planner
 from cluster.autoscaler.config import PlannerConfig
 from cluster.backends.own_loop import BEAT_S, OwnLoop, OwnService, check_alive, first_of
 from cluster.backends.ray_ranks import RayLauncher
+from cluster.config_planner import PlannerSection
 from cluster.model_source import resolve_model
 from router.app import Ports
 from router.app import serve as serve_router
@@ -36,6 +36,7 @@ from workers.allocator import keep_freed_memory
 from workers.config import WorkerConfig
 from workers.core.errors import Unavailable
 from workers.launch import Departure, load_model, run_worker
+from workers.logs import log_to_stderr
 from workers.runner.model_runner import ModelRunner
 from workers.worker import Worker
 
@@ -44,7 +45,6 @@ HEALTH_TIMEOUT_S = 10.0
 MARGIN_S = 10.0  # beside the drain: the last words, and a forward that cannot be stopped
 STARTS = 3  # failures before Serve gives a deployment up
 ASK_AGAIN_S = 1.0
-ANY_HOST = ("0.0.0.0", "::")
 LOOK_S = 0.1  # how often Serve looks whether a replica has ended what it never knew of
 
 
@@ -146,7 +146,6 @@ class WorkerReplica:
         self, config: str, host: str | None, cpus: float, *others: object
     ) -> None:
         """`others`: handles, which hold the application together and are not used."""
-        _log_to_stderr()
         keep_freed_memory()
         told = WorkerConfig.model_validate_json(config)
         name = serve.get_replica_context().replica_id.unique_id
@@ -157,6 +156,7 @@ class WorkerReplica:
                 "host": host or ray.util.get_node_ip_address(),
             }
         )
+        log_to_stderr(told.logs, self._config.replica)
         ranks = max(told.engine.tensor_parallel, told.engine.expert_parallel)
         self._launcher = RayLauncher(cpus=cpus) if ranks > 1 else None
         self._worker: Future[Worker] = Future()
@@ -200,8 +200,8 @@ class RouterReplica:
     """The router with its three ports."""
 
     async def __init__(self, config: str) -> None:  # type: ignore[misc]
-        _log_to_stderr()
         told = RouterConfig.model_validate_json(config)
+        log_to_stderr(told.telemetry.logs, "router")
         self._config = told.model_copy(update={"model": str(resolve_model(told.model))})
         self._own: OwnService[Ports] = OwnService("router", partial(serve_router, self._config))
         await self._own.serves()
@@ -231,14 +231,15 @@ class PlannerReplica:
     """The planner. A router that moves to another address ends it, and Serve starts it anew."""
 
     async def __init__(self, config: str, router_app: str) -> None:  # type: ignore[misc]
-        _log_to_stderr()
         told = PlannerConfig.model_validate_json(config)
+        log_to_stderr(told.logs, "planner")
         self._router_app = None if told.routers else router_app
         self._router = await self._find_router()
         self._config = told.model_copy(
             update={
                 "model": str(resolve_model(told.model)),
                 "routers": told.routers or (self._router,),
+                "planner": _on_this_node(told.planner),
             }
         )
         self._own: OwnService[int] = OwnService("planner", partial(serve_planner, self._config))
@@ -266,12 +267,13 @@ class PlannerReplica:
         await self._own.end()
 
 
+def _on_this_node(planner: PlannerSection) -> PlannerSection:
+    """Its metrics where others look for them, rather than on every address."""
+    if planner.host not in ANY_HOST:
+        return planner
+    return planner.model_copy(update={"host": ray.util.get_node_ip_address()})
+
+
 def _set_slo(router: str, access: Access, slo: str) -> None:
     with AdminClient(router, access) as client:
         client.set_slo(slo)
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s"
-    )

@@ -20,9 +20,11 @@ from cluster.autoscaler.loop import Autoscaler
 from cluster.autoscaler.metrics import PlannerMetrics
 from cluster.autoscaler.offered import Offered
 from cluster.autoscaler.routers import Routers
+from cluster.autoscaler.sight import Sight
 from cluster.autoscaler.store import Store
 from cluster.autoscaler.watched import Watched
 from cluster.planner.planner import Planner
+from router.config import Address
 from router.latency import FittedLatency
 from router.latency.feed import LatencyFeed
 from router.pool import Pool
@@ -34,6 +36,8 @@ from workers.core.waits import let_go
 from workers.models.config import load_config as load_model_config
 from workers.wire.redis_client import connect_redis
 from workers.wire.tls import client_tls
+
+ANY_HOST = ("0.0.0.0", "::")
 
 
 async def serve(
@@ -74,13 +78,18 @@ async def serve(
             Pool(config.silence_s, [LatencyFeed(latency), watched], client_of=client_of)
         )
         replicas.sync(records)
+        routers = Routers(config.routers, offered.note, clock, access)
         autoscaler = Autoscaler(
-            planner, {pool.spec.name: pool.replicas for pool in config.pools},
-            section.mode, section.every_s, watched, replicas, offered,
-            Routers(config.routers, offered.note, clock, access),
-            Store(client, config.cluster, _my_name()), metrics, clock,
+            planner,
+            Sight(watched, replicas, offered, routers),
+            Store(client, config.cluster, _my_name(), _reached_at(section.host, port)),
+            metrics,
+            clock,
             applier_of(metrics.registry) if applier_of is not None else None,
-        )  # fmt: skip
+            mode=section.mode,
+            every_s=section.every_s,
+            first={pool.spec.name: pool.replicas for pool in config.pools},
+        )
         async with asyncio.TaskGroup() as tasks:
             following = tasks.create_task(registry.run(replicas.sync, replicas.redis_lost))
             running = tasks.create_task(autoscaler.run())
@@ -92,3 +101,8 @@ async def serve(
 
 def _my_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+
+
+def _reached_at(host: str, port: int) -> str:
+    """Empty where nobody says by which of its addresses others know this host."""
+    return "" if host in ANY_HOST else str(Address(host=host, port=port))

@@ -13,17 +13,15 @@ from dataclasses import asdict
 
 from cluster.autoscaler.applier import Applier
 from cluster.autoscaler.metrics import PlannerMetrics
-from cluster.autoscaler.offered import Offered
 from cluster.autoscaler.past import Past
 from cluster.autoscaler.published import Mode, Published, Seen, orders
-from cluster.autoscaler.routers import Routers
+from cluster.autoscaler.routers import There
+from cluster.autoscaler.sight import Sight
 from cluster.autoscaler.store import Store
-from cluster.autoscaler.watched import Watched
 from cluster.planner.plan import Plan
 from cluster.planner.planner import Planner
 from cluster.planner.search import Pools
-from cluster.planner.signals import PoolState, Signals
-from router.pool import Pool
+from cluster.planner.signals import PoolState
 from workers.core.clock import Clock, unix_time
 from workers.core.errors import KvasirError, Unavailable
 
@@ -36,32 +34,27 @@ class Autoscaler:
     def __init__(
         self,
         planner: Planner,
-        first: Mapping[str, int],
-        mode: Mode,
-        every_s: float,
-        watched: Watched,
-        replicas: Pool,
-        offered: Offered,
-        routers: Routers,
+        sight: Sight,
         store: Store,
         metrics: PlannerMetrics,
         clock: Clock,
         applier: Applier | None = None,
+        *,
+        mode: Mode,
+        every_s: float,
+        first: Mapping[str, int],
     ) -> None:
         """`first`: replicas that each pool starts with."""
         self.leads = False
         self._planner = planner
-        self._first = first
-        self._mode = mode
-        self._every_s = every_s
-        self._watched = watched
-        self._replicas = replicas
-        self._offered = offered
-        self._routers = routers
+        self._sight = sight
         self._store = store
         self._metrics = metrics
         self._clock = clock
         self._applier = applier
+        self._mode = mode
+        self._every_s = every_s
+        self._first = first
         # Steps of the wall clock are no time that passed.
         self._unix = unix_time() - clock.now()
         self._began = clock.now()
@@ -76,7 +69,7 @@ class Autoscaler:
         try:
             await self._recall()
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._routers.run())
+                tasks.create_task(self._sight.routers.run())
                 tasks.create_task(self._keep_roles())
                 if self._applier is not None:
                     tasks.create_task(self._applier.run())
@@ -90,17 +83,17 @@ class Autoscaler:
             await asyncio.sleep(LOOK_S)
             now = self._clock.now()
             await self._look(now)
-            if not self._routers.heard_since(began):
+            if not self._sight.routers.heard_since(began):
                 # Half of what is offered would look like half of the load.
-                self._offered.take({})
+                self._sight.offered.take({})
                 began = now
             elif now - began >= self._every_s:
                 try:
-                    queued = await self._routers.queued()
+                    there = await self._sight.routers.there()
                 except Unavailable as error:
                     log.warning("no plan: %s", error.message)
                     continue
-                await self._make_plan(now, now - began, queued)
+                await self._make_plan(now, now - began, there)
                 began = now
 
     # -- between two plans ------------------------------------------------------------------------
@@ -118,7 +111,7 @@ class Autoscaler:
             log.info("this planner publishes" if leads else "this planner does not publish")
         self.leads = leads
         self._metrics.publishes(leads)
-        for pool, took_s in self._watched.look(self._replicas, self._orders, now).items():
+        for pool, took_s in self._sight.look(self._orders, now).items():
             log.info("%s: %s s until there", pool, ", ".join(f"{s:.1f}" for s in took_s))
             if leads:
                 await self._remember(self._store.remember_starts(pool, took_s))
@@ -144,26 +137,24 @@ class Autoscaler:
             plan = self._plan
             if not self.leads or self._mode != "apply" or plan is None or plan.mode != "apply":
                 continue
-            flips = self._watched.flips(self._replicas, plan.pools, plan.as_prefill)
-            for replica, role in list(flips):
+            for replica, role in self._sight.flips(plan):
                 try:
-                    await self._routers.set_role(replica, role)
+                    await self._sight.routers.set_role(replica, role)
                 except KvasirError as error:
                     log.warning("%s is not made %s: %s", replica, role, error.message)
                     break
                 log.info("%s is made %s", replica, role)
-                found = self._replicas.get(replica)
-                if found is not None:
-                    self._metrics.ordered(found.record.pool, "flip")
+                pool = self._sight.pool_of(replica)
+                if pool is not None:
+                    self._metrics.ordered(pool, "flip")
 
     # -- a plan -----------------------------------------------------------------------------------
 
-    async def _make_plan(self, now: float, interval_s: float, queued: Mapping[str, int]) -> None:
+    async def _make_plan(self, now: float, interval_s: float, there: There) -> None:
         at = self._unix + now
-        classes = self._offered.take(queued)
-        signals = Signals(interval_s, classes, *self._watched.decoding(self._replicas))
-        state = self._watched.state(self._replicas, now)
-        self._planner.pools = Pools(self._watched.specs, self._planner.options)
+        signals = self._sight.signals(interval_s, there)
+        state = self._sight.state(now)
+        self._planner.pools = Pools(self._sight.specs, self._planner.options)
         plan = self._planner.plan(signals, state, at)
         told = self._told(plan, state, settling=now - self._began < self._planner.options.settle_s)
         self._metrics.planned(plan, told)
@@ -202,6 +193,7 @@ class Autoscaler:
             pools=pools,
             as_prefill=prefill,
             by=self._store.me,
+            metrics=self._store.metrics,
             every_s=self._every_s,
             seen=seen,
             plan=text,
@@ -221,7 +213,7 @@ class Autoscaler:
         try:
             self._planner.learn(await self._store.past())
             for pool, took_s in (await self._store.starts()).items():
-                self._watched.took(pool, took_s)
+                self._sight.watched.took(pool, took_s)
         except Unavailable as error:
             self._note_redis(error)
 

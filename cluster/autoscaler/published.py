@@ -34,6 +34,7 @@ class Published(BaseModel):
     pools: Mapping[str, NonNegativeInt]
     as_prefill: Mapping[str, NonNegativeInt] = {}
     by: str = ""
+    metrics: str = ""  # host:port of that planner's /metrics; empty: on every address it has
     every_s: float = 0.0
     seen: Mapping[str, Seen] = {}
     plan: Mapping[str, Any] = {}

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cluster.access import Access
 from cluster.admin_client import AdminClient, follow_record
@@ -34,6 +35,14 @@ class _Heard:
     follow: asyncio.Task[None]
     since: float | None = None
     lost: float = 0.0
+
+
+class There(NamedTuple):
+    """Requests at this moment. `queued`: those that wait in front of the cluster, by class;
+    `in_flight`: all that were let in."""
+
+    queued: Counter[str]
+    in_flight: int
 
 
 class Routers:
@@ -75,13 +84,15 @@ class Routers:
             and all(now - each.lost > GONE_S for each in away)
         )
 
-    async def queued(self) -> Counter[str]:
-        """Who waits in front of the cluster, by class. Raises Unavailable."""
-        waiting: Counter[str] = Counter()
+    async def there(self) -> There:
+        """Raises Unavailable."""
+        queued: Counter[str] = Counter()
+        in_flight = 0
         for address in self._present():
             status = await asyncio.to_thread(_status, address, self._access())
-            waiting.update({each.name: each.queued for each in status.classes})
-        return waiting
+            queued.update({each.name: each.queued for each in status.classes})
+            in_flight += status.requests_in_flight
+        return There(queued, in_flight)
 
     async def set_role(self, replica: str, role: RoleName) -> None:
         """Raises Unavailable, and InvalidRequest where the router refuses."""

@@ -37,10 +37,12 @@ return 1
 
 
 class Store:
-    """`me`: one name for each planner that ever ran. All calls raise Unavailable."""
+    """`me`: one name for each planner that ever ran; `metrics`: where its own are. All calls raise
+    Unavailable."""
 
-    def __init__(self, client: RedisClient, cluster: str, me: str) -> None:
+    def __init__(self, client: RedisClient, cluster: str, me: str, metrics: str = "") -> None:
         self.me = me
+        self.metrics = metrics
         self._client: Any = client  # its stubs know no scripts
         self._plan = plan_key(cluster)
         self._scale = scale_key(cluster)

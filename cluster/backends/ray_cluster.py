@@ -7,6 +7,8 @@ in places, so each wait here has a deadline.
 from __future__ import annotations
 
 import asyncio
+import atexit
+import shutil
 import socket
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
@@ -50,13 +52,15 @@ def joined(address: str) -> Iterator[None]:
 @contextmanager
 def started(num_cpus: float) -> Iterator[None]:
     """A Ray of our own on this machine; `num_cpus` is only what it counts with."""
-    # Its sockets have short names; its processes end with ours.
-    with tempfile.TemporaryDirectory(prefix="kvasir-ray-", ignore_cleanup_errors=True) as folder:
-        _start(max(1, round(num_cpus)), folder)
-        try:
-            yield
-        finally:
-            ray.shutdown()
+    folder = tempfile.mkdtemp(prefix="kvasir-ray-")  # its sockets have short names
+    # A Ray that does not come up ends its processes when we exit, before this.
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _start(max(1, round(num_cpus)), folder)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _start(num_cpus: int, folder: str) -> None:

@@ -21,7 +21,14 @@ from cluster.backends.ray_apps import (
     router_name,
 )
 from cluster.backends.ray_cluster import Applications
-from cluster.backends.ray_resources import Ask, Resources, asks, check_resources, unplaced
+from cluster.backends.ray_resources import (
+    Ask,
+    Resources,
+    asks,
+    check_resources,
+    growth,
+    unplaced,
+)
 from cluster.config import ClusterConfig
 from workers.wire.redis_endpoint import RedisEndpoint
 
@@ -57,6 +64,8 @@ async def deploy(wanted: Deployment, apps: Applications, say: Callable[[str], No
     """Returns when all of it runs. Raises ConfigError where that cannot be."""
     needs, there = asks(wanted.config), await apps.nodes()
     check_resources(needs, there)
+    if short := growth(wanted.config, there):
+        say(short)
     surge = surge_percent(needs, there)
     router, pools = wanted.router(), wanted.pools(surge)
     applied = await apps.there()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cluster.config import ClusterConfig
+from cluster.config import ClusterConfig, PoolConfig
 from cluster.config_planner import rank_cpus, rank_gpus
 from workers.core.errors import ConfigError
 
@@ -28,18 +28,26 @@ class Ask:
         return f"{self.who}: {self.count} x {self.cpus:g} CPU{gpus}"
 
 
-def asks(config: ClusterConfig) -> list[Ask]:
-    """What starts at once; what pools may grow by is not asked for."""
+def at_once(pool: PoolConfig) -> int:
+    return pool.replicas
+
+
+def at_most(pool: PoolConfig) -> int:
+    return pool.most
+
+
+def asks(config: ClusterConfig, size: Callable[[PoolConfig], int] = at_once) -> list[Ask]:
+    """Of the router and of so many replicas of each pool."""
     ranks = [
         Ask(
             pool.name,
-            pool.replicas * config.layout(pool).world,
+            size(pool) * config.layout(pool).world,
             rank_cpus(config, pool),
             rank_gpus(config, pool),
             config.layout(pool).world,
         )
         for pool in config.pools
-        if pool.replicas
+        if size(pool)
     ]
     return [Ask("router", 1, ROUTER_CPUS, 0.0), *ranks]
 
@@ -65,16 +73,32 @@ def check_resources(wanted: Sequence[Ask], nodes: Sequence[Resources]) -> None:
     missing = unplaced(wanted, nodes)
     if not missing:
         return
-    fits = [
-        f"{ask.who} {ask.count - missing.get(ask.who, 0)} of {ask.count}"
-        for ask in wanted
-        if ask.who in missing
-    ]
     raise ConfigError(
         f"the Ray cluster is too small: asked are {'; '.join(map(str, wanted))}; it has "
         f"{_total(nodes, 'CPU'):g} CPU and {_total(nodes, 'GPU'):g} GPU on {len(nodes)} nodes "
-        f"(ranks that fit: {', '.join(fits)}). Set `replicas`, `num_cpus` or `num_gpus` of the "
-        "pools, or add nodes"
+        f"(ranks that fit: {_fits(wanted, missing)}). Set `replicas`, `num_cpus` or `num_gpus` of "
+        "the pools, or add nodes"
+    )
+
+
+def growth(config: ClusterConfig, nodes: Sequence[Resources]) -> str:
+    """For people: how far pools can grow, where that is less than they may; else empty. It is no
+    error: nodes may come."""
+    wanted = asks(config, at_most)
+    missing = unplaced(wanted, nodes)
+    if not missing:
+        return ""
+    return (
+        f"no room for all that pools may grow to (ranks that fit: {_fits(wanted, missing)}); what "
+        "is ordered beyond that waits for nodes"
+    )
+
+
+def _fits(wanted: Iterable[Ask], missing: Mapping[str, int]) -> str:
+    return ", ".join(
+        f"{ask.who} {ask.count - missing[ask.who]} of {ask.count}"
+        for ask in wanted
+        if ask.who in missing
     )
 
 

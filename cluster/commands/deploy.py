@@ -31,14 +31,18 @@ def deploy(
     if not settings.redis.given:
         raise ConfigError("redis: a cluster on Ray needs a Redis that every node reaches")
     try:
-        from cluster.backends import ray_apps, ray_cluster, ray_deploy
+        from cluster.backends import ray_cluster, ray_deploy
     except ImportError as error:
         raise ConfigError("Ray Serve is not here: install kvasir[ray]") from error
     model_dir = resolve_model(settings.model)
     wanted = ray_deploy.Deployment(settings, settings.model, model_dir, settings.redis, host=None)
     if write:
-        apps: list[ray_apps.App] = [wanted.pools(surge=0), wanted.router()]
-        yaml.safe_dump({"applications": apps}, sys.stdout, sort_keys=False)
+        parts = (wanted.pools(surge=0), wanted.router(), wanted.planner())
+        written = {
+            "proxy_location": "Disabled",  # our routers have doors of their own
+            "applications": [app for app in parts if app is not None],
+        }
+        yaml.safe_dump(written, sys.stdout, sort_keys=False)
         return
     with ray_cluster.joined(address):
         asyncio.run(_delete(settings) if delete else _apply(wanted))

@@ -71,6 +71,7 @@ async def serve_http(
         app,
         http=protocol,
         ws="none",
+        log_config=None,  # its own would close every handler there is, Ray Serve's among them
         log_level="warning",
         access_log=False,
         lifespan="off",

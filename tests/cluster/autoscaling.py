@@ -12,6 +12,8 @@ from cluster.autoscaler.loop import Autoscaler
 from cluster.autoscaler.metrics import PlannerMetrics
 from cluster.autoscaler.offered import Offered
 from cluster.autoscaler.published import Mode
+from cluster.autoscaler.routers import There
+from cluster.autoscaler.sight import Sight
 from cluster.autoscaler.store import Store
 from cluster.autoscaler.watched import Watched
 from cluster.planner.options import Options
@@ -83,7 +85,7 @@ class SaidRouters:
     def __init__(self, offered: Offered) -> None:
         self.whole = True
         self.rate = 0  # requests, before each look
-        self.waiting = Counter[str]()
+        self.in_flight = 0
         self.roles: list[tuple[str, RoleName]] = []
         self._offered = offered
 
@@ -95,10 +97,10 @@ class SaidRouters:
             self._offered.note(asked(self.rate))
         return self.whole
 
-    async def queued(self) -> Counter[str]:
+    async def there(self) -> There:
         if not self.whole:
             raise Unavailable("no router")
-        return self.waiting
+        return There(Counter(), self.in_flight)
 
     async def set_role(self, replica: str, role: RoleName) -> None:
         self.roles.append((replica, role))
@@ -133,10 +135,10 @@ class Running:
         specs = [spec("prefill"), spec("decode")]
         self.watched = watched(*specs, latency=latency)
         planner = Planner(specs, CHAT, latency, Options(**{"season_s": None} | options))  # type: ignore[arg-type]
+        sight = Sight(self.watched, self.replicas, self.offered, self.routers)  # type: ignore[arg-type]
         self.loop = Autoscaler(
-            planner, {"prefill": 1, "decode": 1}, mode, 0.1, self.watched,  # type: ignore[arg-type]
-            self.replicas, self.offered,
-            self.routers, self.store, self.metrics, SystemClock(), self,  # type: ignore[arg-type]
+            planner, sight, self.store, self.metrics, SystemClock(), self,  # type: ignore[arg-type]
+            mode=mode, every_s=0.1, first={"prefill": 1, "decode": 1},
         )  # fmt: skip
 
     # as an Applier

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
 from ray.serve.schema import ServeDeploySchema
 
+from cluster.backends import ray_cluster
 from cluster.backends.ray_apps import App
 from cluster.backends.ray_cluster import Applications, joined
 from cluster.backends.ray_deploy import Deployment, delete, deploy
 from cluster.backends.ray_resources import Ask, asks, check_resources, unplaced
+from cluster.commands.deploy import deploy as deploy_command
 from cluster.config import ClusterConfig
 from cluster.model_source import demo_model
 from cluster.plan_policy import PlanPolicy
@@ -170,6 +173,20 @@ async def test_a_planner_comes_and_goes_without_a_new_version_of_others() -> Non
     assert serve.log[0] == "remove kvasir-planner", "nothing may start any more"
 
 
+@pytest.mark.parametrize("planner", ["off", "apply"])
+def test_what_is_written_is_all_that_would_be_applied(
+    planner: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "cluster.yaml"
+    told = {"model": "demo", "redis": {"url": REDIS.url}, "pools": POOLS}
+    path.write_text(yaml.safe_dump(told | {"planner": {"mode": planner}}))
+    deploy_command(path, write=True)
+    written = ServeDeploySchema.model_validate(yaml.safe_load(capsys.readouterr().out))
+    names = ["kvasir-pools", "kvasir-router", "kvasir-planner"]
+    assert [app.name for app in written.applications] == names[: 2 if planner == "off" else 3]
+    assert written.proxy_location == "Disabled", "the router has the ports"
+
+
 def test_gpus_and_ranks_are_asked_for() -> None:
     asked = asks(config(pools=[POOLS[0] | {"hardware": "h100", "tensor_parallel": 4}, POOLS[1]]))
     assert asked == [
@@ -185,6 +202,15 @@ async def test_what_the_cluster_does_not_have_is_said_with_what_it_has() -> None
     assert "decode 1 of 4" in error.value.message, "the nearest that fits"
 
 
+async def test_what_pools_have_no_room_to_grow_to_is_told_and_no_error() -> None:
+    lines: list[str] = []
+    await deploy(deployment(), Serve({"CPU": 6.0}), lines.append)
+    assert not lines
+    await deploy(deployment(), Serve({"CPU": 5.0}), lines.append)
+    (line,) = lines
+    assert "no room" in line and "ranks that fit: decode 1 of 2" in line
+
+
 def test_a_rank_needs_one_node_that_holds_all_of_it() -> None:
     two = [Ask("big", 1, 3.0, 0.0)]
     assert unplaced(two, [{"CPU": 2.0}, {"CPU": 2.0}]) == {"big": 1}
@@ -197,6 +223,16 @@ def test_nobody_at_the_address_is_said_at_once() -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ConfigError, match="no Ray cluster answers"), joined(address):
             raise AssertionError("joined")
+
+
+def test_a_ray_that_does_not_come_up_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(**options: Any) -> None:
+        raise Exception("the node timed out during startup")
+
+    monkeypatch.setattr(ray_cluster.ray, "init", slow)
+    said = pytest.raises(ConfigError, match="no Ray can be started here: the node timed out")
+    with said, ray_cluster.started(1):
+        raise AssertionError("started")
 
 
 def test_a_pool_that_the_plan_does_not_name_stays_as_it_is() -> None:

@@ -15,6 +15,7 @@ from ray.serve.exceptions import RayServeException
 from cluster import app
 from cluster.autoscaler.config import planner_slice
 from cluster.backends.own_loop import OwnLoop
+from cluster.backends.ray_apps import pools_app
 from cluster.config import ClusterConfig
 from cluster.model_source import demo_model
 from tests.redis_server import redis_server
@@ -117,3 +118,26 @@ async def test_a_planner_follows_the_router_that_serve_names(
         await made._own.end()
         with pytest.raises(Unavailable, match="it has left"):
             await made.check_health()
+
+
+def test_serve_calls_a_replica_for_nothing_but_its_health() -> None:
+    """So no token goes through a handle."""
+    members = vars(app.WorkerReplica.func_or_class)
+    assert {n for n, m in members.items() if callable(m) and not n.startswith("_")} == {
+        "check_health"
+    }
+
+
+def test_a_replica_may_drain_as_long_as_the_config_says_and_has_a_bundle_for_each_rank() -> None:
+    pools = [
+        {"name": "prefill", "role": "prefill"},
+        {"name": "decode", "role": "decode", "tensor_parallel": 2},
+    ]
+    config = ClusterConfig.model_validate({"model": "demo", "grace_s": 33.0, "pools": pools})
+    redis = RedisEndpoint(url="redis://r:1/0")
+    told = pools_app(config, "demo", demo_model(), redis, host=None, surge=0)
+    made: Any = app.pools(told["args"])._bound_deployment
+    (decode,) = [each for each in made.init_args if isinstance(each, Application)]
+    for deployment, bundles in ((made, None), (decode._bound_deployment, [{"CPU": 1.0}] * 2)):
+        assert deployment._deployment_config.graceful_shutdown_timeout_s == 33.0 + app.MARGIN_S
+        assert deployment._replica_config.placement_group_bundles == bundles

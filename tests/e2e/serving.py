@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,12 +78,14 @@ class Serving:
         with AdminClient(self.grpc) as client:
             assert not any(replica.held.tickets for replica in client.tickets().replicas)
 
-    async def until(self, holds: Callable[[admin.StatusResponse], object]) -> None:
+    async def until(
+        self, holds: Callable[[admin.StatusResponse], object], within_s: float = PATIENCE_S
+    ) -> None:
         """Load reports come twice a second, so what is true shows a little later. A router that
         is being started again does not answer at all."""
         now: object = None
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(within_s):
                 while True:
                     try:
                         now = status = self.status()
@@ -128,13 +130,23 @@ def kvasir_serve(
             config.setdefault(section, {}).update(keys)
     path = folder / "cluster.yaml"
     path.write_text(yaml.safe_dump(config))
+    argv = [*KVASIR, "serve", *ANY_PORTS, f"--log-dir={folder}", f"--config={path}", *arguments]
+    with until_ready(folder, argv) as (process, ready):
+        yield Serving(process, *ready, folder, workers)
+
+
+@contextmanager
+def until_ready(
+    folder: Path,
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    stop_s: float = PATIENCE_S,
+) -> Iterator[tuple[subprocess.Popen[str], tuple[str, str, str]]]:
+    """`kvasir serve` with its HTTP and gRPC address and its model, once it says them. SIGTERM when
+    the block ends, SIGKILL `stop_s` later. What it says else goes to serve.err in `folder`."""
     with (folder / "serve.err").open("w") as errors:
-        process = subprocess.Popen(
-            [*KVASIR, "serve", *ANY_PORTS, f"--log-dir={folder}", f"--config={path}", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=errors, text=True, env=env)
     assert process.stdout is not None
     try:
         found = None
@@ -142,11 +154,11 @@ def kvasir_serve(
             line = process.stdout.readline()
             assert line, (folder / "serve.err").read_text()
             found = READY.match(line.rstrip("\n"))
-        yield Serving(process, found[1], found[2], found[3], folder, workers)
+        yield process, (found[1], found[2], found[3])
     finally:
         process.terminate()
         try:
-            process.wait(PATIENCE_S)
+            process.wait(stop_s)
         finally:
             process.kill()
             process.stdout.close()

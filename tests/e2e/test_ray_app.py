@@ -10,21 +10,24 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from httpx import AsyncClient
 from openai import AsyncOpenAI
 
 from cluster.admin_client import AdminClient
 from cluster.autoscaler.published import Published
 from load_tests.chaos_work import Work, same_tokens, works
 from tests.cluster.processes import gone
-from tests.e2e.ray_serving import RayServing, answers, ray_serve, under_load
+from tests.e2e.ray_serving import NAME, RayServing, answers, ray_serve, under_load
 from tests.e2e.serving import kvasir
 from workers.core.errors import PlanNotFound
 from workers.wire import common_pb2 as common
+from workers.wire.redis_client import connect_redis, read_replicas
+from workers.wire.redis_endpoint import RedisEndpoint
 
 POOLS = [
     {"name": "prefill", "role": "prefill", "replicas": 1, "min": 1, "max": 2},
     {"name": "decode", "role": "decode", "replicas": 1, "min": 1, "max": 2},
-    {"name": "flex", "role": "flex", "starts_as": "decode"},
+    {"name": "flex", "role": "flex", "starts_as": "decode", "replicas": 1, "min": 1, "max": 2},
 ]
 KINDS = 8
 MORE = 4  # answers that must come after a fault
@@ -56,7 +59,21 @@ async def test_the_openai_client_streams(cluster: RayServing) -> None:
     assert "Paris" in "".join(parts) and len(parts) > 2
 
 
-@pytest.mark.parametrize("pool", ["decode", pytest.param("prefill", marks=pytest.mark.slow)])
+async def test_each_worker_says_where_its_metrics_are(cluster: RayServing) -> None:
+    """What a router tells Prometheus at /metrics/targets, which tests/telemetry has."""
+    async with connect_redis(RedisEndpoint(url=cluster.redis_url)) as redis:
+        records = await read_replicas(redis, NAME)
+    assert len(records) == len(POOLS)
+    async with AsyncClient() as http:
+        for record in records:
+            text = (await http.get(f"http://{record.metrics}/metrics")).text
+            assert "kvasir_worker_kv_blocks " in text, record
+
+
+@pytest.mark.parametrize(
+    "pool",
+    ["decode", *(pytest.param(pool, marks=pytest.mark.slow) for pool in ("prefill", "flex"))],
+)
 async def test_a_pool_is_scaled_up_and_down_by_hand_under_load(
     cluster: RayServing, work: list[Work], pool: str
 ) -> None:
@@ -129,3 +146,29 @@ async def test_killed_processes_cost_no_request(
             await asyncio.sleep(0.1)
         await cluster.sizes(prefill=1, decode=1, flex=1)
     await cluster.idle()
+
+
+@pytest.mark.slow
+async def test_a_replica_that_hangs_is_replaced(cluster: RayServing, work: list[Work]) -> None:
+    """Its process is there and does not move; its connections stay open."""
+    async with under_load(cluster, work) as load:
+        await answers(load, 1)
+        hangs = cluster.replica("decode")
+        os.kill(hangs, signal.SIGSTOP)
+        await answers(load, MORE)
+        await gone(hangs)
+        await cluster.sizes(prefill=1, decode=1, flex=1)
+        await answers(load, MORE)
+    await cluster.idle()
+
+
+@pytest.mark.slow
+async def test_a_new_controller_scales_pools_too(cluster: RayServing) -> None:
+    (pid,) = cluster.titled("ServeController")
+    others = cluster.titled(":router") | cluster.titled(":planner") | cluster.titled(":prefill")
+    os.kill(pid, signal.SIGKILL)
+    await gone(pid)
+    for replicas in (2, 1):
+        await cluster.scale(decode=replicas)
+        await cluster.sizes(decode=replicas)
+    assert others.keys() <= cluster.titled("Serve").keys(), "it found them as they were"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 import httpx
@@ -148,3 +150,11 @@ async def test_a_large_head_in_many_small_pieces(tmp_path: Path) -> None:
             port, *(request[at : at + 500] for at in range(0, len(request), 500)), b"\r\n"
         )
         assert said.startswith(b"HTTP/1.1 200")
+
+
+async def test_a_door_closes_no_log_handler_of_others() -> None:
+    others = MemoryHandler(1, target=logging.NullHandler())
+    async with door(CALM) as port:
+        assert await works(port)
+        assert others.target is not None, "Ray Serve takes a replica without its own for broken"
+    others.close()

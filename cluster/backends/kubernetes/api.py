@@ -113,8 +113,10 @@ class Api:
             raise Conflict(message) from None
         if error.status == 410:
             raise Gone(message) from None
-        if error.status in (401, 403):
+        if error.status == 403:
             raise self.denied(resource, message) from None
+        if error.status == 401:  # an old token, until the kubelet's new one is read
+            raise Unavailable(f"{resource}: the Kubernetes API does not know us: {message}")
         raise Unavailable(f"{resource}: refused with {error.status}: {message}") from None
 
     def denied(self, resource: str, message: str) -> Denied:

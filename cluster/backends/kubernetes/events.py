@@ -25,8 +25,9 @@ class Events:
         self._api = api
         self._reporter = reporter
 
-    async def scaled(self, deployment: str, was: int, replicas: int) -> None:
-        """Without the right to it there are no Events, and all goes on."""
+    async def scaled(self, deployment: str, uid: str | None, was: int, replicas: int) -> None:
+        """Without the right to it there are no Events, and all goes on. By the `uid` of the
+        Deployment `kubectl describe` finds them."""
         now = datetime.fromtimestamp(unix_time(), UTC).replace(microsecond=0)
         message = f"{was} -> {replicas} replicas" + "".join(f"; {why}" for why in self.why)
         event = CoreV1Event(
@@ -35,6 +36,7 @@ class Events:
                 api_version="apps/v1",
                 kind="Deployment",
                 name=deployment,
+                uid=uid,
                 namespace=self._api.namespace,
             ),
             type="Normal",

@@ -18,8 +18,8 @@ from workers.core.errors import Unavailable
 
 log = logging.getLogger("kvasir.kubernetes")
 
-WATCH_S = 240  # then the server ends it, and it goes on from there
-SILENT_S = 30.0  # beyond that: the connection is dead
+WATCH_S = 60  # then the server ends it, and it goes on from there
+SILENT_S = 15.0  # beyond that: the connection is dead
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 
@@ -55,9 +55,9 @@ class Mirror:
         while True:
             try:
                 version = await self._list()
-                failures = 0
                 while True:
                     version = await self._follow(version)
+                    failures = 0  # not before: a list is dear to who refuses watches
             except Gone:
                 self._measures.relists.labels(self._resource, "gone").inc()
             except Denied:
@@ -102,10 +102,14 @@ class Mirror:
         except ApiException as error:
             if error.status == 410:
                 raise Gone(str(error.reason)) from None
-            if error.status in (401, 403):
+            if error.status == 403:
                 raise self._api.denied(f"watch {self._resource}", str(error.reason)) from None
             raise Unavailable(f"watch {self._resource}: {error.reason}") from None
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        except (KeyError, ValueError) as error:  # an object of which it would break each time
+            raise Unavailable(
+                f"watch {self._resource}: what came cannot be read: {error}"
+            ) from None
+        except (aiohttp.ClientError, TimeoutError) as error:
             # It broke off: what was seen last still holds, or is Gone.
             log.debug("the watch of %s broke off: %s", self._resource, error)
             self._measures.retries.labels("watch").inc()

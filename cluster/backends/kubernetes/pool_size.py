@@ -166,7 +166,7 @@ class PoolSize:
         log.info("%s: %d replicas, was %d", self.deployment, replicas, was)
         direction = "up" if replicas > was else "down"
         self._measures.scaled.labels(self.pool.name, direction).inc()
-        await self._events.scaled(self.deployment, was, replicas)
+        await self._events.scaled(self.deployment, scale.metadata.uid, was, replicas)
 
     async def _write(self, scale: Any, replicas: int, dry_run: str | None = None) -> None:
         """Raises Conflict where the Deployment has changed since `scale` was read."""
@@ -191,8 +191,11 @@ class PoolSize:
 
 
 def rolling_out(deployment: Any) -> bool:
-    """Whether pods of an older version are still there: then which go is not ours to say."""
-    if deployment.status is None:
-        return False
+    """Whether pods of an older version are still there, or may be: the controller has not seen yet
+    what is wanted. Then which go is not ours to say."""
     status = deployment.status
+    if status is None:
+        return False
+    if (status.observed_generation or 0) < (deployment.metadata.generation or 0):
+        return True
     return (status.updated_replicas or 0) < (status.replicas or 0)
