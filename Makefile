@@ -55,14 +55,15 @@ $(RAY): $(STAMP)
 	@touch $@
 
 # Helm's own engine, for tests of the chart, wants Python 3.12: a venv of its own with it, 60 MB to
-# fetch, and Kubernetes' schemas beside.
+# fetch, and the schemas of Kubernetes and of the Prometheus operator beside.
 PYTHON312 ?= $(firstword $(shell for p in python3.12 $$HOME/.pyenv/versions/3.12.*/bin/python3.12; do \
   $$p -c '' 2>/dev/null && echo $$p; done))
 $(HELM): $(STAMP)
 	@uv=$$(command -v uv || echo $(BIN)/uv); \
 	"$$uv" venv --quiet --allow-existing --python "$(or $(PYTHON312),3.12)" $(VENV)/helm || { \
 	  echo "tests of the chart need Python 3.12: install it, or name one with make PYTHON312=..." >&2; exit 2; }; \
-	"$$uv" pip install --python $(VENV)/helm/bin/python 'helm-sdkpy>=0.1.32,<0.2' 'kubernetes-validate>=1.37,<2'
+	"$$uv" pip install --python $(VENV)/helm/bin/python 'helm-sdkpy>=0.1.32,<0.2' 'kubernetes-validate>=1.37,<2'; \
+	"$$uv" pip install --python $(VENV)/helm/bin/python --no-deps 'cloudcoil-models-prometheus-operator>=0.80.1,<0.81'
 	@touch $@
 
 $(KERNELS): $(STAMP) $(wildcard workers/kernels/cpu/* workers/kernels/build.py workers/kernels/library.py)

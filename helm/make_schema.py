@@ -22,6 +22,7 @@ CHARTS_OWN = {
     "RouterSection": ("grpc", "http", "admin", "tls", "api_keys"),
     "PlannerSection": ("routers", "host", "metrics_port"),
     # Files come from Secrets, whose names stand in the values.
+    "TelemetryConfig": ("otlp_headers_file",),
     "RedisEndpoint": ("password_file", "ca", "cert", "key"),
 }
 # Its names are checked in Python.

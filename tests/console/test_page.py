@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
+import httpx
 import pytest
 import redis
 from selenium.webdriver.common.keys import Keys
@@ -46,6 +47,22 @@ window.fetch = async (path, ...rest) => {
   return new Response(JSON.stringify(told));
 };
 """
+
+# Answers to what has `first` in its path come late; what is sent to the chat is kept.
+WITH_DELAYS = """
+const real = window.fetch;
+window.sent = [];
+window.late = 0;
+window.fetch = async (path, ...rest) => {
+  if (path.endsWith('completions')) window.sent.push(JSON.parse(rest[0].body).messages);
+  if (!path.includes('first')) return real(path, ...rest);
+  await new Promise((done) => setTimeout(done, 700));
+  const answer = await real(path, ...rest);
+  setTimeout(() => { window.late += 1; }, 200);
+  return answer;
+};
+"""
+NASTY = "<img src=x onerror=window.hacked=1><b>bold</b>"
 
 
 @pytest.fixture(autouse=True)
@@ -154,8 +171,54 @@ def test_a_request_opens_with_its_waterfalls_and_what_was_not_chosen(
 
 
 def test_an_unknown_request_says_so(cluster: Operated, browser: Browser) -> None:
-    browser.open(cluster.console + "#request/nobody")
-    assert "nobody" in browser.until("document.querySelector('dialog[open] .warn')?.innerText")
+    for typed in ("nobody", "nobody%"):
+        browser.open(f"{cluster.console}#request/{typed}")
+        assert typed in browser.until("document.querySelector('dialog[open] .warn')?.innerText")
+
+
+def test_the_request_that_was_opened_last_is_the_one_shown(
+    cluster: Operated, browser: Browser
+) -> None:
+    browser.open(cluster.console)
+    browser.driver.execute_script(WITH_DELAYS)
+    browser.driver.execute_script("location.hash = '#request/first'")
+    browser.until("document.querySelector('#detail-title').innerText === 'first'")
+    browser.driver.execute_script("location.hash = '#request/second'")
+    browser.until("window.late === 1")
+    assert "second" in browser.until("document.querySelector('dialog .warn')?.innerText")
+
+
+def test_what_others_wrote_is_shown_and_never_run(cluster: Operated, browser: Browser) -> None:
+    body = {"model": cluster.serving.model, "prompt": "one two", "max_tokens": 2}
+    named = {"x-request-id": "of-a-stranger", "x-kvasir-tenant": NASTY}
+    url = f"{cluster.serving.url}/v1/completions"
+    httpx.post(url, json=body, headers=named, timeout=60).raise_for_status()
+    browser.open(cluster.console)
+    ask(browser, NASTY)
+    assert NASTY in browser.text("#chat .user")
+    browser.driver.execute_script("location.hash = '#request/of-a-stranger'")
+    browser.until("document.querySelector('dialog[open] .summary')")
+    assert NASTY in browser.text("dialog .summary")
+    assert browser.js("document.querySelectorAll('img, b').length") == 0
+    assert browser.js("window.hacked === undefined")
+    policy = httpx.get(cluster.console).headers["content-security-policy"]
+    assert "script-src 'self';" in policy and "frame-ancestors 'none'" in policy
+
+
+def test_a_new_conversation_has_nothing_of_the_one_that_was_broken_off(
+    cluster: Operated, browser: Browser
+) -> None:
+    browser.open(cluster.console)
+    browser.driver.execute_script(WITH_DELAYS)
+    text = browser.driver.find_element("css selector", "#chat-text")
+    text.send_keys("Count from one to fifty.", Keys.ENTER)
+    browser.until("document.querySelector('#chat .assistant p').textContent.length > 5")
+    browser.js("[...document.querySelectorAll('#chat button')].at(-1).click()")
+    browser.until("!document.querySelector('#chat button').disabled")
+    ask(browser, "What is 2 plus 3?")
+    before, after = browser.js("window.sent")
+    assert [each["content"] for each in before] == ["Count from one to fifty."]
+    assert [each["content"] for each in after] == ["What is 2 plus 3?"]
 
 
 def test_everything_is_reached_with_the_keyboard_and_seen_to_be(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,7 +68,29 @@ class Outcome:
 
 
 @pytest.fixture(scope="session")
-def outcome() -> Outcome:
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """Processes of one pytest-xdist render once between them."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with (folder / "helm.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = folder / "helm.json"
+        if not done.exists():
+            done.write_text(_rendered())
+    made = json.loads(done.read_text())
+    good, bad = {}, {}
+    for name, answer in made["variants"].items():
+        if "error" in answer:
+            bad[name] = answer["error"]
+        else:
+            good[name] = Rendered(
+                name, tuple(answer["objects"]), answer["notes"], tuple(answer["faults"])
+            )
+    return Outcome(good, bad, made["lint"], made["judged"])
+
+
+def _rendered() -> str:
+    """What engine.py says."""
     assert PYTHON.exists(), (
         f"{PYTHON} is missing, in which Helm's engine is installed: run `make {_stamp()}`"
     )
@@ -85,16 +109,7 @@ def outcome() -> Outcome:
         [PYTHON, engine], input=json.dumps(job), capture_output=True, text=True, timeout=110
     )
     assert run.returncode == 0, run.stderr
-    made = json.loads(run.stdout)
-    good, bad = {}, {}
-    for name, answer in made["variants"].items():
-        if "error" in answer:
-            bad[name] = answer["error"]
-        else:
-            good[name] = Rendered(
-                name, tuple(answer["objects"]), answer["notes"], tuple(answer["faults"])
-            )
-    return Outcome(good, bad, made["lint"], made["judged"])
+    return run.stdout
 
 
 def _stamp() -> str:

@@ -18,7 +18,7 @@ utils.all_versions = cache(utils.all_versions)
 VERSIONS = ("1.30", "1.34", "1.37")  # the oldest that the chart takes, one between, the newest
 SINCE = {"image": "1.33"}  # kinds of volumes
 RAY = Path(__file__).with_name("rayservice.schema.yaml")
-# The Prometheus operator's, whose schemas nobody here has.
+# The Prometheus operator's: test_monitoring.py judges them.
 UNKNOWN = ("ServiceMonitor", "PodMonitor", "PrometheusRule")
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import typer.main
 
 from cluster.commands.app import app
 from tests.helm.conftest import Outcome, pods_of
+from tests.helm.variants import ROOT
 
 
 def test_kvasir_takes_every_command_line(outcome: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,3 +29,19 @@ def test_kvasir_takes_every_command_line(outcome: Outcome, monkeypatch: pytest.M
     assert {line[0] for line in lines} == {"worker", "router", "planner", "drain"}
     for name, *rest in lines:
         commands[name].make_context(name, list(rest))  # raises where it does not fit
+
+
+def test_ports_that_are_forwarded_are_those_of_a_service(outcome: Outcome) -> None:
+    rendered = outcome.variants["default"]
+    pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
+    texts = [rendered.notes, *(page.read_text("utf-8") for page in pages)]
+    told = [
+        found
+        for text in texts
+        for found in re.findall(r"port-forward (?:service|svc)/(\S+)((?: \d+)+)", text)
+    ]
+    assert len(told) >= 4
+    for name, ports in told:
+        service = rendered.get("Service", re.sub("^kvasir", "kv", name))
+        there = {str(port["port"]) for port in service["spec"]["ports"]}
+        assert set(ports.split()) <= there, (name, ports)

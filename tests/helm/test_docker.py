@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.helm.variants import ROOT
 
@@ -66,6 +67,28 @@ def test_bases_are_pinned(steps: list[Step]) -> None:
     text = "\n".join(step.rest for step in steps)
     tools = re.findall(r"(?<!uv )pip install (?:--\S+ )*(\S+)", text)
     assert tools and all("==" in tool for tool in tools), tools
+
+
+def test_both_images_have_the_ray_that_the_chart_names(steps: list[Step]) -> None:
+    """One Ray cluster runs both, and takes no node of another version."""
+    (version,) = [step.rest for step in steps if step.rest.startswith("RAY=")]
+    values = yaml.safe_load((ROOT / "helm" / "kvasir" / "values.yaml").read_text())
+    assert version == f"RAY={values['ray']['version']}"
+    (install,) = [step.rest for step in steps if "--requirements" in step.rest]
+    assert install.startswith('echo "ray==${RAY}" > constraints.txt')
+    assert "--constraints constraints.txt" in install
+
+
+def test_a_login_shell_finds_what_is_installed(steps: list[Step]) -> None:
+    """Debian's /etc/profile sets PATH anew, and reads /etc/profile.d after that."""
+    text = next(step.rest for step in _final(steps) if "/etc/profile.d/" in step.rest)
+    written = re.search(r"echo '(.+)' > /etc/profile\.d/\w+\.sh", text)
+    assert written is not None
+    shell = subprocess.run(
+        ["sh", "-c", f'PATH=/usr/bin; {written[1]}; echo "$PATH"'],
+        capture_output=True, text=True, check=True, timeout=10,
+    )  # fmt: skip
+    assert shell.stdout == "/opt/kvasir/bin:/usr/bin\n"
 
 
 def test_what_is_copied_is_there(path: Path, steps: list[Step]) -> None:

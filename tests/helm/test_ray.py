@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,65 @@ def test_a_replica_may_span_pods(outcome: Outcome) -> None:
         (container,) = groups[name]["template"]["spec"]["containers"]
         assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
         assert container["resources"]["limits"]["rdma/hca"] == 8
+
+
+def test_kuberays_operator_takes_it(rendered: Rendered) -> None:
+    """What it refuses after the API server took it: utils/validation.go and common/service.go below
+    ray-operator/controllers/ray of KubeRay 1.7."""
+    service = rendered.get("RayService", "kv")
+    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", service["metadata"]["name"])
+    cluster = service["spec"]["rayClusterConfig"]
+    version = tuple(int(part) for part in cluster["rayVersion"].split("."))
+    assert cluster["authOptions"]["mode"] == "disabled" or version >= (2, 52)
+    head = cluster["headGroupSpec"]
+    named = {port["name"] for port in head["template"]["spec"]["containers"][0]["ports"]}
+    assert {"serve", "gcs-server", "dashboard"} <= named, "it makes its Services of them"
+    for group in (head, *cluster["workerGroupSpecs"]):
+        assert "restartPolicy" not in group["template"]["spec"], "refused with autoscaler v2"
+        assert "resources" not in group, "either these or what rayStartParams say"
+        assert "labels" not in group["rayStartParams"]
+    for group in cluster["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+def test_rays_own_autoscaler_reads_the_groups(outcome: Outcome) -> None:
+    """From the RayCluster that KubeRay makes of the RayService, by Ray's own code."""
+    from ray.autoscaler._private.kuberay import autoscaling_config
+
+    for variant in RAY:
+        spec = _spec(outcome.variants[variant])["rayClusterConfig"]
+        custom = {"metadata": {"name": "kv-x", "namespace": "serving"}, "spec": spec}
+        found = autoscaling_config._derive_autoscaling_config_from_ray_cr(custom)
+        types = found["available_node_types"]
+        assert types[found["head_node_type"]]["resources"]["CPU"] == 0, "nothing of ours runs there"
+        for name, group in _groups(outcome.variants[variant]).items():
+            (resource,) = _resources(group)
+            assert types[name]["resources"][resource] == _resources(group)[resource]
+            assert types[name]["max_workers"] == group["maxReplicas"] * group.get("numOfHosts", 1)
+
+
+def test_the_memory_that_is_for_kv_goes_to_no_object_store(rendered: Rendered) -> None:
+    cluster = _spec(rendered)["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        size = int(group["rayStartParams"]["object-store-memory"])
+        assert size == 100 << 20  # as cluster/backends/ray_cluster.py has it
+
+
+def test_the_autoscaler_may_write_where_the_head_may(rendered: Rendered) -> None:
+    cluster = _spec(rendered)["rayClusterConfig"]
+    assert cluster["autoscalerOptions"]["securityContext"]["readOnlyRootFilesystem"] is True
+    (mount,) = cluster["autoscalerOptions"]["volumeMounts"]
+    volumes = cluster["headGroupSpec"]["template"]["spec"]["volumes"]
+    assert mount["mountPath"] == "/tmp" and mount["name"] in {each["name"] for each in volumes}
+
+
+def test_the_head_has_neither_weights_nor_the_secrets_of_the_doors(rendered: Rendered) -> None:
+    (head,) = [pods for pods in pods_of(rendered) if pods.name == "head"]
+    (router,) = [pods for pods in pods_of(rendered) if pods.name == "router"]
+    has, may = ({volume["name"] for volume in pods.spec["volumes"]} for pods in (head, router))
+    assert not has & {"model", "tls", "api-keys"}
+    assert {"config", "tmp", "shm"} <= has <= may
+    assert ("tls" in may) is (rendered.name == "ray-secrets")
 
 
 def test_nobody_asks_the_serve_proxy_which_is_off(rendered: Rendered) -> None:

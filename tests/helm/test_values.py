@@ -114,7 +114,9 @@ def test_routers_download_no_weights(outcome: Outcome) -> None:
         (download,) = spec["initContainers"]
         _, repository, revision, folder, *patterns = download["args"]
         assert (repository, revision, folder) == ("Qwen/Qwen3-0.6B", "", "/models/m")
-        assert download["env"][1]["valueFrom"]["secretKeyRef"] == {"name": "hub", "key": "token"}
+        env = {each["name"]: each for each in download["env"]}
+        assert env["HF_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": "hub", "key": "token"}
+        assert env["HTTPS_PROXY"]["value"] == "http://proxy:3128"
         return set(patterns)
 
     assert patterns("kv-decode") - patterns("kv-router") == {"*.safetensors"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tests.helm.conftest import Pods, Rendered, pods_of, selects
+from tests.helm.conftest import Outcome, Pods, Rendered, pods_of, selects
 
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 
@@ -63,18 +63,20 @@ def test_the_grace_is_longer_than_the_drain(rendered: Rendered) -> None:
     for pods in pods_of(rendered):
         needs = {"worker": 2 * grace_s, "router": shutdown_s}.get(_component(pods), 0)
         if "kvasir.dev/ray" in pods.labels:
-            needs = grace_s + 300
+            needs = _drained_by_ray(pods)
+            assert needs >= {"worker": grace_s, "router": shutdown_s}.get(_component(pods), 0)
         assert pods.spec["terminationGracePeriodSeconds"] >= math.ceil(needs) + 10, pods.name
 
 
-def test_workers_and_routers_have_a_hook_before_they_stop(rendered: Rendered) -> None:
+def test_workers_and_routers_are_drained_before_they_stop(rendered: Rendered) -> None:
     for pods in pods_of(rendered):
         if _component(pods) not in ("worker", "router"):
             continue
+        if "kvasir.dev/ray" in pods.labels:  # Ray itself drains its node when it is told to stop
+            assert _drained_by_ray(pods) >= 60
+            continue
         command = pods.container["lifecycle"]["preStop"]["exec"]["command"]
-        if "kvasir.dev/ray" in pods.labels:
-            assert "ray drain-node" in command[-1]
-        elif _component(pods) == "worker":
+        if _component(pods) == "worker":
             assert command[:2] == ["kvasir", "drain"]
         else:
             assert command == ["sleep", "5"]
@@ -85,6 +87,27 @@ def test_evictions_are_limited_for_all(rendered: Rendered) -> None:
     for pods in pods_of(rendered):
         own = [each for each in budgets if selects(each["spec"]["selector"], pods.labels)]
         assert len(own) == 1, (pods.name, own)  # two for one pod make evictions fail
+        if "kvasir.dev/ray" not in pods.labels:
+            assert "maxUnavailable" in own[0]["spec"]
+            continue
+        # A RayCluster has no scale: with maxUnavailable Kubernetes would refuse every eviction.
+        assert set(own[0]["spec"]) & {"minAvailable", "maxUnavailable"} == {"minAvailable"}
+        assert isinstance(own[0]["spec"]["minAvailable"], int)
+
+
+def test_on_ray_a_pool_may_lose_what_its_values_say(outcome: Outcome) -> None:
+    def stays(variant: str, name: str) -> int:
+        return outcome.variants[variant].get("PodDisruptionBudget", f"kv-{name}")["spec"][
+            "minAvailable"
+        ]
+
+    assert (stays("ray", "prefill"), stays("ray", "decode")) == (
+        0,
+        1,
+    )  # of 1 and 2 at least, 1 may go
+    assert stays("moe-2-nodes-ray", "decode") == 1  # of two pods of one replica
+    assert stays("ray-secrets", "decode") == 1  # 50% of 2
+    assert (stays("ray", "router"), stays("ray", "head")) == (0, 1)
 
 
 def test_all_volumes_are_there_that_are_mounted(rendered: Rendered) -> None:
@@ -107,6 +130,12 @@ def test_workers_have_shared_memory(rendered: Rendered) -> None:
             assert shm["emptyDir"]["medium"] == "Memory" and shm["emptyDir"]["sizeLimit"]
             mounts = {m["name"]: m["mountPath"] for m in pods.container["volumeMounts"]}
             assert mounts["shm"] == "/dev/shm"
+
+
+def _drained_by_ray(pods: Pods) -> float:
+    """Seconds, by what Ray reads of its environment (ray/_private/ray_constants.py)."""
+    env = {each["name"]: each.get("value", "") for each in pods.container["env"]}
+    return float(env.get("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", 30))
 
 
 def _component(pods: Pods) -> str:

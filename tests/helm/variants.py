@@ -22,6 +22,7 @@ SECRETS: Values = {
     "tls": {"secret": "door", "ca": True, "clientCa": True},
     "internalTls": {"secret": "inside"},
     "apiKeys": {"secret": "keys", "adminKey": "admin", "testSecret": "one-key"},
+    "otlpHeaders": {"secret": "collector"},
 }
 ELSEWHERE: Values = {"bundled": {"enabled": False}}
 ON_GPUS: Values = {
@@ -78,7 +79,11 @@ OPTIONS: dict[str, Values] = {
         "cluster": {"model": "/models/m"},
         "model": {
             "source": "download",
-            "download": {"repository": "Qwen/Qwen3-0.6B", "token": {"secret": "hub"}},
+            "download": {
+                "repository": "Qwen/Qwen3-0.6B",
+                "token": {"secret": "hub"},
+                "extraEnv": {"HTTPS_PROXY": "http://proxy:3128"},
+            },
         },
     },
     "host-path": {
@@ -133,6 +138,7 @@ OPTIONS: dict[str, Values] = {
         "cluster": {"pools": POOLS, "planner": {"mode": "apply"}, "telemetry": {"logs": "json"}},
         "router": {"replicas": 1},
         "ray": {"maxSurgePercent": 50},
+        "workers": {"maxUnavailable": "50%"},
         **SECRETS,
     },
     "ray-flex": {
@@ -247,6 +253,10 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "nothing can be replaced": (
         {"workers": {"rollout": {"maxSurge": 0}}},
         "nothing could ever be replaced",
+    ),
+    "too little time to drain on Ray": (
+        {"mode": "ray", "router": {"replicas": 1}, "ray": {"drainSeconds": 10}},
+        "less than a replica may take to drain: cluster.grace_s is 20",
     ),
     "routers on Ray": ({"mode": "ray"}, "a Ray Serve deployment of one replica"),
 }

@@ -11,6 +11,7 @@ import asyncio
 import copy
 import json
 import re
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -77,13 +78,15 @@ class StandIn:
         name = f"{RELEASE}-{pool}"
         labels = self._labels(pool)
         self._put("deployments", "ADDED", {
-            "metadata": {"name": name, "labels": labels, "generation": 1},
+            "metadata": {"name": name, "uid": f"uid-{pool}", "labels": labels, "generation": 1},
             "spec": {
                 "replicas": replicas,
                 "selector": {"matchLabels": labels},
                 "template": {"metadata": {"labels": labels}, "spec": {"containers": []}},
             },
-            "status": {"replicas": replicas, "updatedReplicas": replicas},
+            "status": {
+                "replicas": replicas, "updatedReplicas": replicas, "observedGeneration": 1,
+            },
         })  # fmt: skip
         self.control(pool)
 
@@ -217,7 +220,7 @@ class StandIn:
         found = PATH.match(request.path)
         assert found is not None, request.path
         assert found["namespace"] == NAMESPACE
-        who = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        who = request.headers.get("Authorization", "")[len("Bearer ") :]
         resource, name, sub = found["resource"], found["name"], found["sub"]
         verb = VERBS[request.method]
         if verb == "get" and name is None:
@@ -325,7 +328,7 @@ def _scale(deployment: Object) -> Object:
     meta = deployment["metadata"]
     return {
         "kind": "Scale",
-        "metadata": {key: meta[key] for key in ("name", "namespace", "resourceVersion")},
+        "metadata": {key: meta[key] for key in ("name", "namespace", "uid", "resourceVersion")},
         "spec": {"replicas": deployment["spec"]["replicas"]},
         "status": {"replicas": deployment["spec"]["replicas"]},
     }
@@ -347,13 +350,13 @@ def _failure(status: int, message: str, retry_after: str | None = None) -> web.R
 
 
 @asynccontextmanager
-async def stand_in() -> AsyncIterator[StandIn]:
+async def stand_in(certificate: ssl.SSLContext | None = None) -> AsyncIterator[StandIn]:
     server = StandIn()
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", server.handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=certificate)
     await site.start()
     server.port = runner.addresses[0][1]
     try:

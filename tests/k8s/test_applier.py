@@ -52,6 +52,8 @@ async def test_pools_get_the_sizes_of_the_plan_through_their_scale(
         event["involvedObject"]["name"]: (event["reason"], event["message"])
         for event in server.objects["events"].values()
     }
+    found = {event["involvedObject"]["uid"] for event in server.objects["events"].values()}
+    assert found == {"uid-prefill", "uid-decode"}, "`kubectl describe` asks by it"
     assert said == {
         f"{RELEASE}-prefill": ("ScaledUp", "2 -> 4 replicas; the evening peak"),
         DECODE: ("ScaledDown", "3 -> 2 replicas; the evening peak"),
@@ -147,6 +149,18 @@ async def test_a_pool_that_is_rolled_out_shrinks_after_that(
         await until(lambda: server.size("prefill") == 1)
         assert server.size("decode") == 3 and len(workers.drained) == 1
         server.change("deployments", DECODE, status={"updatedReplicas": 3})
+        await until(lambda: server.size("decode") == 2)
+
+
+async def test_a_new_version_that_the_controller_has_not_seen_yet_counts_as_rolled_out(
+    server: StandIn, tmp_path: Path, workers: FakeWorkers
+) -> None:
+    server.change("deployments", DECODE, metadata={"generation": 2})
+    async with planner(server, tmp_path, "one", workers) as one:
+        await one.want({"prefill": 1, "decode": 2})
+        await until(lambda: server.size("prefill") == 1)
+        assert server.size("decode") == 3 and len(workers.drained) == 1
+        server.change("deployments", DECODE, status={"observedGeneration": 2})
         await until(lambda: server.size("decode") == 2)
 
 
@@ -252,6 +266,25 @@ async def test_where_a_watch_is_not_allowed_lists_go_on(server: StandIn, one: Pl
     await until(lambda: server.size("decode") == 5)
     await until(lambda: len(server.calls("list pods")) == 2)
     assert one.applier.measures.denied.labels("watch pods")._value.get() >= 1
+
+
+async def test_a_server_that_refuses_watches_is_not_asked_for_list_after_list(
+    server: StandIn, one: Planner
+) -> None:
+    server.troubles = [Trouble("watch pods", 1000, 429)]
+    await one.want({"decode": 5})
+    await until(lambda: len(server.calls("list pods")) == 3)
+    first, second, third = (asked.at for asked in server.calls("list pods")[:3])
+    assert second - first >= 0.45 and third - second >= 0.95, "pauses grow"
+
+
+async def test_a_token_that_is_not_known_any_more_is_no_matter_of_rights(
+    server: StandIn, one: Planner
+) -> None:
+    server.troubles = [Trouble(LOOK, 1, 401)]
+    await one.want({"decode": 5})
+    await until(lambda: server.size("decode") == 5, "as soon as it is known again")
+    assert one.applier.measures.denied.labels(LOOK)._value.get() == 0
 
 
 async def test_a_deployment_that_is_not_there_is_said(server: StandIn, one: Planner) -> None:

@@ -31,12 +31,18 @@
 {{- fail (printf "pools.%s: there is no such pool in cluster.pools, which has %s" $name (keys $seen | sortAlpha | join ", ")) }}
 {{- end }}
 {{- end }}
+{{- if not (regexMatch "^[a-z]" .Release.Name) }}
+{{- fail (printf "release %s: names of Services, and of what KubeRay makes, begin with a letter" .Release.Name) }}
+{{- end }}
 {{- include "kvasir.checkModel" . }}
 {{- include "kvasir.checkRedis" . }}
 {{- if and .Values.tls.clientCa (not .Values.tls.secret) }}{{ fail "tls.clientCa: name the Secret in tls.secret" }}{{ end }}
 {{- if and .Values.ingress.enabled (not .Values.ingress.host) }}{{ fail "ingress.host: name the host that the Ingress answers to" }}{{ end }}
 {{- if and (eq .Values.mode "ray") (gt (int .Values.router.replicas) 1) }}
 {{- fail "router.replicas: in `mode: ray` the router is a Ray Serve deployment of one replica" }}
+{{- end }}
+{{- if and (eq .Values.mode "ray") (lt (int .Values.ray.drainSeconds) (int (include "kvasir.graceSeconds" .))) }}
+{{- fail (printf "ray.drainSeconds is %v, less than a replica may take to drain: cluster.grace_s is %v" .Values.ray.drainSeconds (include "kvasir.graceSeconds" .)) }}
 {{- end }}
 {{- if and (eq .Values.mode "ray") (gt (len .Release.Name) 41) }}
 {{- fail (printf "release %s: in `mode: ray` a name has at most 41 characters, for KubeRay makes longer ones of it" .Release.Name) }}

@@ -21,6 +21,10 @@ cluster.yaml as our processes read it: the value `cluster`, and what the chart k
 {{- $_ := set $router "api_keys" $keys }}
 {{- end }}
 {{- $_ := set $config "router" $router }}
+{{- if .Values.otlpHeaders.secret }}
+{{- $file := printf "/etc/kvasir-otlp/%s" .Values.otlpHeaders.key }}
+{{- $_ := set $config "telemetry" (merge (dict "otlp_headers_file" $file) ($config.telemetry | default dict)) }}
+{{- end }}
 {{- if include "kvasir.plannerMode" . }}
 {{- $routers := list (printf "%s-router:9000" (include "kvasir.name" .)) }}
 {{- $_ := set $config.planner "routers" $routers }}

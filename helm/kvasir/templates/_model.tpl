@@ -62,6 +62,13 @@ initContainers:
     env:
       - name: HOME
         value: /tmp
+      # What it caches beside the files themselves would fill /tmp.
+      - name: HF_XET_CHUNK_CACHE_SIZE_BYTES
+        value: "0"
+      {{- range $key, $value := $download.extraEnv }}
+      - name: {{ $key }}
+        value: {{ $value | quote }}
+      {{- end }}
       {{- with $download.token }}
       {{- if .secret }}
       - name: HF_TOKEN

@@ -99,7 +99,7 @@ securityContext:
 {{- end }}
 {{- end }}
 
-{{/* TLS and API keys: for the router, and for who speaks to it. */}}
+{{/* TLS, API keys and the collector's token: for the router, and for who speaks to it. */}}
 {{- define "kvasir.doorMounts" -}}
 {{- if .Values.tls.secret }}
 - name: tls
@@ -109,6 +109,11 @@ securityContext:
 {{- if .Values.apiKeys.secret }}
 - name: api-keys
   mountPath: /etc/kvasir-keys
+  readOnly: true
+{{- end }}
+{{- if .Values.otlpHeaders.secret }}
+- name: otlp-headers
+  mountPath: /etc/kvasir-otlp
   readOnly: true
 {{- end }}
 {{- end }}
@@ -122,6 +127,12 @@ securityContext:
 {{- end }}
 {{- with .Values.apiKeys.secret }}
 - name: api-keys
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+{{- end }}
+{{- with .Values.otlpHeaders.secret }}
+- name: otlp-headers
   secret:
     secretName: {{ . }}
     defaultMode: 0440

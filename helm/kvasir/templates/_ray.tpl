@@ -5,6 +5,12 @@
 kvasir.dev/ray: "true"
 {{- end }}
 
+{{/* Nothing of ours goes through Ray's object store. It lies in /dev/shm, which is for KV, and by
+default would take a third of the memory. */}}
+{{- define "kvasir.rayStore" -}}
+object-store-memory: "104857600"
+{{- end }}
+
 {{/* Ray's agent on each node answers for its raylet; the Serve proxy, which KubeRay would ask, is off. */}}
 {{- define "kvasir.rayletProbe" -}}
 httpGet:
@@ -14,20 +20,25 @@ periodSeconds: 5
 timeoutSeconds: 5
 {{- end }}
 
-{{/* Ray moves what runs here to other pods, which may have to load the model first. */}}
-{{- define "kvasir.rayPreStop" -}}
-preStop:
-  exec:
-    command:
-      - sh
-      - -c
-      - >-
-        ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message 'the pod ends'
-        --deadline-remaining-seconds {{ .Values.ray.drainSeconds }} && sleep {{ .Values.ray.drainSeconds }}
+{{/*
+Seconds in which Ray, told to stop, moves what runs here to other pods, which may have to load the
+model first; it ends sooner where all has moved. A router loads no weights.
+(dict "root" $ "component" c)
+*/}}
+{{- define "kvasir.rayDrainSeconds" -}}
+{{- $seconds := .root.Values.ray.drainSeconds | int }}
+{{- eq .component "router" | ternary (min $seconds 120) $seconds }}
 {{- end }}
 
 {{- define "kvasir.rayTermination" -}}
-{{ add .Values.ray.drainSeconds (include "kvasir.graceSeconds" .) 15 }}
+{{ eq .component "head" | ternary 60 (add (include "kvasir.rayDrainSeconds" . | int) 30) }}
+{{- end }}
+
+{{/* Of volumes or mounts. */}}
+{{- define "kvasir.withoutModel" -}}
+{{- $kept := list }}
+{{- range . }}{{ if ne .name "model" }}{{ $kept = append $kept . }}{{ end }}{{ end }}
+{{- toYaml $kept }}
 {{- end }}
 
 {{/*
@@ -38,6 +49,13 @@ The pod template of a group. (dict "root" $ "component" c "pool" name or "" "gpu
 {{- $labels := printf "%s\nkvasir.dev/ray: \"true\"" (include "kvasir.componentSelector" .) }}
 {{- if .pool }}{{ $labels = printf "%s\nkvasir.dev/pool: %s" $labels .pool }}{{ end }}
 {{- $head := eq .component "head" }}
+{{- $mounts := include "kvasir.mounts" .root | fromYamlArray }}
+{{- $volumes := include "kvasir.volumes" .root | fromYamlArray }}
+{{- if $head }}
+{{- /* It decides and computes nothing; a claim of one node would hold it there. */}}
+{{- $mounts = include "kvasir.withoutModel" $mounts | fromYamlArray }}
+{{- $volumes = include "kvasir.withoutModel" $volumes | fromYamlArray }}
+{{- end }}
 metadata:
   labels:
     {{- $labels | nindent 4 }}
@@ -59,7 +77,7 @@ spec:
   runtimeClassName: {{ . }}
   {{- end }}
   {{- include "kvasir.scheduling" (dict "k8s" .k8s "labels" $labels) | nindent 2 }}
-  terminationGracePeriodSeconds: {{ include "kvasir.rayTermination" .root }}
+  terminationGracePeriodSeconds: {{ include "kvasir.rayTermination" (dict "root" .root "component" .component) }}
   {{- if not $head }}
   {{- include "kvasir.modelInit" (dict "root" .root "weights" (ne .pool "")) | nindent 2 }}
   {{- end }}
@@ -68,6 +86,10 @@ spec:
       {{- include "kvasir.container" (dict "root" .root "gpu" .gpu) | nindent 6 }}
       env:
         {{- include "kvasir.env" .root | nindent 8 }}
+        {{- if not $head }}
+        - name: RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
+          value: {{ include "kvasir.rayDrainSeconds" (dict "root" .root "component" .component) | quote }}
+        {{- end }}
         {{- range $key, $value := .k8s.extraEnv }}
         - name: {{ $key }}
           value: {{ $value | quote }}
@@ -85,26 +107,22 @@ spec:
       livenessProbe:
         {{- include "kvasir.rayletProbe" .root | nindent 8 }}
         failureThreshold: 12
-      {{- if not $head }}
-      lifecycle:
-        {{- include "kvasir.rayPreStop" .root | nindent 8 }}
-      {{- end }}
       resources:
         {{- .resources | nindent 8 }}
       volumeMounts:
-        {{- include "kvasir.mounts" .root | nindent 8 }}
+        {{- toYaml $mounts | nindent 8 }}
         - name: shm
           mountPath: /dev/shm
-        {{- if not .pool }}
+        {{- if eq .component "router" }}
         {{- include "kvasir.doorMounts" .root | nindent 8 }}
         {{- end }}
   volumes:
-    {{- include "kvasir.volumes" .root | nindent 4 }}
+    {{- toYaml $volumes | nindent 4 }}
     - name: shm
       emptyDir:
         medium: Memory
         sizeLimit: {{ .k8s.shmSize }}
-    {{- if not .pool }}
+    {{- if eq .component "router" }}
     {{- include "kvasir.doorVolumes" .root | nindent 4 }}
     {{- end }}
 {{- end }}

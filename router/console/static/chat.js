@@ -58,20 +58,21 @@ export class Chat {
     const text = this.text.value.trim() || (this.messages.length ? "" : this.text.placeholder);
     if (!text || this.abort) return;
     this.text.value = "";
-    this.messages.push({ role: "user", content: text });
+    const messages = this.messages; // of this conversation, whatever is begun meanwhile
+    messages.push({ role: "user", content: text });
     this.show("user", "You", text);
     const box = this.show("assistant", this.model, "");
     this.busy(true);
     try {
-      await this.stream(box);
+      await this.stream(box, messages);
     } catch (error) {
-      this.failed(box, error);
+      failed(box, messages, error);
     } finally {
       this.busy(false);
     }
   }
 
-  async stream(box) {
+  async stream(box, messages) {
     const began = performance.now();
     this.abort = new AbortController();
     const answer = await fetch("v1/chat/completions", {
@@ -80,7 +81,7 @@ export class Chat {
       headers: { "content-type": "application/json", "x-kvasir-class": this.slo.value },
       body: JSON.stringify({
         model: this.model,
-        messages: this.messages,
+        messages,
         max_tokens: Number(this.most.value) || undefined,
         stream: true,
         stream_options: { include_usage: true },
@@ -99,7 +100,7 @@ export class Chat {
       say(box.text, seen.text);
       this.log.scrollTop = this.log.scrollHeight;
     }
-    this.messages.push({ role: "assistant", content: seen.text });
+    messages.push({ role: "assistant", content: seen.text });
     this.measured(box, seen, performance.now() - began);
   }
 
@@ -111,14 +112,6 @@ export class Chat {
     if (cached) parts.push(`${cached} of ${seen.usage.prompt_tokens} prompt tokens cached`);
     box.note.append(`${parts.join("; ")}; `, h("a", { href: `#request/${encodeURIComponent(seen.id)}` }, "why it went where it went"));
     this.log.scrollTop = this.log.scrollHeight;
-  }
-
-  failed(box, error) {
-    const stopped = error.name === "AbortError";
-    if (stopped) this.messages.push({ role: "assistant", content: box.text.textContent });
-    else this.messages.pop();
-    box.note.append(stopped ? "stopped" : error.message);
-    if (!stopped) box.classList.add("warn");
   }
 
   busy(on) {
@@ -137,6 +130,16 @@ export class Chat {
     this.log.scrollTop = this.log.scrollHeight;
     return box;
   }
+}
+
+/** What was said before it was stopped stays part of the conversation. */
+function failed(box, messages, error) {
+  const stopped = error.name === "AbortError";
+  const said = box.text.textContent;
+  if (stopped && said) messages.push({ role: "assistant", content: said });
+  else messages.pop();
+  box.note.append(stopped ? "stopped" : error.message);
+  if (!stopped) box.classList.add("warn");
 }
 
 /** The JSON of each server-sent event, until [DONE]. */

@@ -93,8 +93,16 @@ function open(id) {
 }
 
 function route() {
-  if (location.hash.startsWith("#request/")) detail.open(decodeURIComponent(location.hash.slice(9)));
+  if (location.hash.startsWith("#request/")) detail.open(decoded(location.hash.slice(9)));
   else if (detail.dialog.open) detail.dialog.close();
+}
+
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text; // somebody typed a %
+  }
 }
 
 function quietly() {} // the overview, asked for more often, says that the router is away

@@ -23,16 +23,19 @@ export class Detail {
   }
 
   async open(id) {
+    this.id = id;
     say(this.title, id);
     this.body.replaceChildren(h("p", { class: "quiet" }, "Asking the router."));
     if (!this.dialog.open) this.dialog.showModal();
     this.dialog.scrollTop = 0;
+    let found;
     try {
       const answer = await ask(`api/request/${encodeURIComponent(id)}`);
-      this.body.replaceChildren(...answer.requests.map(told));
+      found = answer.requests.map(told);
     } catch (error) {
-      this.body.replaceChildren(h("p", { class: "warn" }, error.message));
+      found = [h("p", { class: "warn" }, error.message)];
     }
+    if (this.id === id) this.body.replaceChildren(...found); // else another was opened meanwhile
   }
 }
 
