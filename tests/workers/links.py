@@ -64,10 +64,19 @@ async def returned(before: tuple[int, int]) -> None:
             await asyncio.sleep(0.02)
 
 
-async def threads_end() -> None:
-    async with asyncio.timeout(20):
-        while any(thread.name.startswith("kvasir-") for thread in threading.enumerate()):
-            await asyncio.sleep(0.02)
+async def threads_end(before: set[threading.Thread]) -> None:
+    """Wait until none of ours runs that was not there `before`."""
+
+    def ours() -> list[str]:
+        running = set(threading.enumerate()) - before
+        return [thread.name for thread in running if thread.name.startswith("kvasir-")]
+
+    try:
+        async with asyncio.timeout(20):
+            while ours():
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"still running: {ours()}") from None
 
 
 PEER = textwrap.dedent(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ TOKENS = 700
 @pytest.mark.parametrize("backend", ["shm", "gloo", "inline"])
 async def test_bf16_pages_are_equal_after_the_handoff(backend: str, tmp_path: Path) -> None:
     """Every byte of every block."""
+    before = set(threading.enumerate())
     model = make_checkpoint(tmp_path / "model", "llama", max_position_embeddings=1024)
     config = TransportConfig.model_validate(
         {"backend": backend, "staging_bytes": 1 << 16, "checksums": True, "inline_bytes": 0}
@@ -82,4 +84,4 @@ async def test_bf16_pages_are_equal_after_the_handoff(backend: str, tmp_path: Pa
     for made in (p, d):
         made.check_integrity()
         await made.close()
-    await threads_end()
+    await threads_end(before)
