@@ -14,7 +14,7 @@ from router.replica import Replica
 
 KEPT_FREE = 1 / 8  # of the room to decode, where background work would take it
 LOOKED_AT = 4  # replicas that could do a request alone
-AHEAD = 1 / 8  # of the places to decode: prefilled before one is free, so that none stays empty
+AHEAD = 1  # prefilled before a place to decode is free, so that it does not stay empty
 
 
 class PoolRoom:
@@ -64,11 +64,18 @@ class PoolRoom:
         return min(burdens, default=math.inf)
 
     def _full_s(self, replica: Replica, background: bool) -> float:
-        """0 while it has pages, and soon a place in its batches."""
-        kept_tokens = KEPT_FREE * replica.capacity_tokens if background else 0
-        seqs = replica.seqs_limit * (1 - KEPT_FREE if background else 1 + AHEAD)
-        if replica.free_tokens > kept_tokens and (not seqs or replica.num_seqs < seqs):
+        """Until whoever comes next has pages and a place: those that decode end one by one."""
+        kept, num_seqs = KEPT_FREE if background else 0.0, replica.num_seqs
+        limit = replica.seqs_limit or math.inf
+        places = (1 - kept) * limit if background else limit + AHEAD
+        each = replica.kv_tokens / num_seqs if num_seqs else 0.0
+        free_tokens = replica.free_tokens - kept * replica.capacity_tokens
+        if free_tokens <= each:
+            fit = (1 - kept) * replica.capacity_tokens / each if each else 0.0
+            places = min(places, num_seqs, fit)
+        over = num_seqs + 1 - places
+        if over <= 0:
             return 0.0
-        return STEPS_UNTIL_FREE * self._latency.decode_s(
-            replica.id, replica.num_seqs, replica.kv_tokens
-        )
+        running = max(1, min(num_seqs, math.floor(places)))
+        step_s = self._latency.decode_s(replica.id, running, replica.kv_tokens)
+        return over * STEPS_UNTIL_FREE / running * step_s

@@ -70,7 +70,7 @@ class DecodeShare:
         if not self.active:
             return False
         there = self.active + len(self.waiting) + under_way
-        return there >= (1 + AHEAD) * self.servers * self._places(self._kv / self.active)
+        return there >= self.servers * (self._places(self._kv / self.active) + AHEAD)
 
     @property
     def next_at(self) -> float:
