@@ -7,7 +7,7 @@ import random
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from router.config import Limits
 from router.dispatch import Dispatcher
@@ -135,3 +135,11 @@ def request(num_prompt: int = 10, max_tokens: int = 6, **params) -> Request:
         prompt_len=num_prompt,
         params=SamplingParams(max_tokens=max_tokens, seed=1, **params),
     )
+
+
+def unlike(count: int) -> list[Request]:
+    """No two begin alike, so nothing but work says where they go."""
+    return [
+        replace(request(num_prompt=5 + n, max_tokens=8), token_ids=tuple(range(n, 5 + 2 * n)))
+        for n in range(count)
+    ]

@@ -9,7 +9,7 @@ import pytest
 
 from router.config import Limits
 from router.placement.decision import Need, Refusal
-from tests.router.fleet import HASTY, house, request, until
+from tests.router.fleet import HASTY, house, request, unlike, until
 from tests.router.test_dispatch import answer, check_output
 from tests.router.test_placement import placement, replica
 from workers.core.errors import InvalidRequest, Unavailable
@@ -146,7 +146,7 @@ MIXED = ("prefill-1", "decode-1", "aggregated-1")
 
 async def test_both_ways_are_taken_and_each_is_complete() -> None:
     async with house(*MIXED) as inside:
-        asked = [request(num_prompt=5 + n, max_tokens=8) for n in range(20)]
+        asked = unlike(20)
         for one, emissions in zip(
             asked, await asyncio.gather(*map(inside.tokens, asked)), strict=True
         ):

@@ -10,7 +10,7 @@ import pytest
 
 from router.config import Limits
 from router.flight import Emission
-from tests.router.fleet import HASTY, House, house, request, token_at, until
+from tests.router.fleet import HASTY, House, house, request, token_at, unlike, until
 from workers.core.errors import InvalidRequest, Overloaded, Unavailable
 from workers.core.request import FinishReason, Request
 
@@ -56,10 +56,7 @@ async def test_finish_at_the_first_token_needs_no_decode() -> None:
 
 async def test_many_at_once() -> None:
     async with house("prefill-1", "prefill-2", "decode-1", "decode-2") as inside:
-        asked = [
-            replace(request(num_prompt=5 + n, max_tokens=8), token_ids=tuple(range(n, 5 + 2 * n)))
-            for n in range(20)
-        ]
+        asked = unlike(20)
         answers = await asyncio.gather(*map(inside.tokens, asked))
         for one, emissions in zip(asked, answers, strict=True):
             check_output(one, emissions)
