@@ -166,14 +166,14 @@ class Moment:
         its prompt, there."""
         seqs, with_it, step_s = look.seqs, look.kv_tokens + self._need.num_tokens, self.step_s(look)
         itl_s = self.between_s(look, seqs + 1, with_it, step_s, work_s)
-        after_s = _price(1, itl_s, self._limit_s)
+        after_s = price(1, itl_s, self._limit_s)
         if seqs:
             before_s, limit_s = look.before_s, self._others_limit_s
             if before_s is None:
                 alone_s = self._latency.decode_s(look.name, seqs, look.kv_tokens)
                 before_s = self.between_s(look, seqs, look.kv_tokens, alone_s, 0.0)
                 look.before_s = before_s
-            after_s += _price(seqs, itl_s, limit_s) - _price(seqs, before_s, limit_s)
+            after_s += price(seqs, itl_s, limit_s) - price(seqs, before_s, limit_s)
         return step_s, itl_s, after_s if after_s > 0.0 else 0.0
 
     def between_s(
@@ -206,11 +206,8 @@ class Moment:
         return chunk, self._latency.step_s(look.name, work)
 
 
-def price(seqs: int, itl_s: float, target_s: float) -> float:
-    """Seconds that `seqs` sequences wait for tokens, as placement counts them."""
-    return _price(seqs, itl_s, (1 - MARGIN) * target_s)
-
-
-def _price(seqs: int, itl_s: float, limit_s: float) -> float:
+def price(seqs: int, itl_s: float, limit_s: float) -> float:
+    """Seconds that `seqs` sequences wait for tokens, as placement counts them. `limit_s`: their ITL
+    target less the margin."""
     over_s = itl_s - limit_s
     return seqs * TOKENS * (NEAR * itl_s + (over_s if over_s > 0.0 else 0.0))

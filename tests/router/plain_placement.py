@@ -7,7 +7,7 @@ from router.latency import LatencyModel
 from router.placement.decision import Need
 from router.placement.duty import Duty
 from router.placement.joint import LEAST_GAIN, LEAST_GAIN_S
-from router.placement.moment import CHUNK, LEAST_CHUNK, STEPS_UNTIL_FREE, TOKENS, price
+from router.placement.moment import CHUNK, LEAST_CHUNK, MARGIN, STEPS_UNTIL_FREE, TOKENS, price
 from router.placement.ways import LATE, QUEUED
 from router.replica import Replica
 from workers.core.clock import Clock
@@ -76,11 +76,11 @@ class Plain:
         seqs, kv_tokens, targets = replica.decoding, replica.decoding_kv, need.targets
         with_it = kv_tokens + need.num_tokens
         itl_s = self._between_s(replica, seqs + 1, with_it, work_s)
-        after_s = price(1, itl_s, targets.itl_s)
+        after_s = price(1, itl_s, (1 - MARGIN) * targets.itl_s)
         if seqs:
             before_s = self._between_s(replica, seqs, kv_tokens, 0.0)
-            after_s += price(seqs, itl_s, targets.others_itl_s)
-            after_s -= price(seqs, before_s, targets.others_itl_s)
+            after_s += price(seqs, itl_s, (1 - MARGIN) * targets.others_itl_s)
+            after_s -= price(seqs, before_s, (1 - MARGIN) * targets.others_itl_s)
         step_s = self._latency.decode_s(replica.id, seqs + 1, with_it)
         return step_s, itl_s, max(0.0, after_s)
 

@@ -10,7 +10,7 @@ import pytest
 from router.latency import FittedLatency, HardwareClass
 from router.placement.decision import Need, Refusal, Targets
 from router.placement.duty import MEMORY_S, MOST, Duty
-from router.placement.moment import price
+from router.placement.moment import MARGIN, price
 from router.placement.placement import Disaggregation, Placement
 from router.placement.policies.cached import Soonest
 from router.placement.ways import few
@@ -166,8 +166,8 @@ def test_duty_fades_and_forgets() -> None:
 
 
 def test_lateness_costs_ten_times_what_slowness_does() -> None:
-    assert price(2, 0.04, 0.05) == pytest.approx(2 * 100 * 0.004)
-    assert price(1, 0.06, 0.05) == pytest.approx(100 * (0.006 + 0.015))
+    assert price(2, 0.04, (1 - MARGIN) * 0.05) == pytest.approx(2 * 100 * 0.004)
+    assert price(1, 0.06, (1 - MARGIN) * 0.05) == pytest.approx(100 * (0.006 + 0.015))
 
 
 def test_few_are_the_idle_and_the_holders() -> None:
