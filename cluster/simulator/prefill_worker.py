@@ -65,8 +65,8 @@ class PrefillWorker:
     def progress(self, now: float) -> None:
         """The router hears how far the prompt under way is."""
         if self.running is not None:
-            left = (self.running.finish_s - now) * self._tokens_per_s
-            self.running.load.update(pending_tokens=max(0, int(left)))
+            left = int((self.running.finish_s - now) * self._tokens_per_s)
+            self.running.load.update(pending_tokens=left if left > 0 else 0)
 
     def finish(self) -> Prefill:
         job = self.running

@@ -111,22 +111,20 @@ class Fleet:
         for worker in self.workers:
             worker.progress(arrival.at_s)
         began = self._stopwatch.now()
-        depths = self._index.match(arrival.ids)
-        cached = {
-            name: min(depth * self._block_size, arrival.tokens - 1)
-            for name, depth in depths.items()
-        }
+        depths, size, most = self._index.match(arrival.ids), self._block_size, arrival.tokens - 1
+        cached = {name: d * size if d * size < most else most for name, d in depths.items()}
         need = Need("prefill", arrival.tokens, cached, ids=arrival.ids, session=arrival.session)
         decision = self._placement.place(need, self._replicas)
         self.decision_us.append((self._stopwatch.now() - began) * 1e6)
         if decision is None:
             self.ttft_s.append(math.inf)
             return
-        worker = self._by_name[decision.replica.id]
+        replica = decision.replica
+        worker = self._by_name[replica.id]
         if self._expecting:
-            self._index.expect(decision.replica.id, arrival.ids)
+            self._index.expect(replica.id, arrival.ids)
         uncached = arrival.tokens - decision.cached_tokens
-        load = decision.replica.assignments.add(uncached, arrival.tokens)
+        load = replica.assignments.add(uncached, arrival.tokens)
         worker.enqueue(Prefill(arrival, load))
         if worker.running is None:
             self._start(worker, arrival.at_s)

@@ -4,16 +4,16 @@ A block costs 110 to 190 bytes: 64 of id, and the dict's entry at its usual load
 once blocks leave and come. Masks are shared. At the cap those blocks go first that were longest
 neither stored nor routed to; a request for them merely finds a shorter prefix than there is.
 
-What is done to many blocks at once runs inside C (map, zip, update): a loop in Python would take
-twice as long as events may. Work that grows with the whole index is cut into pieces.
+Events have blocks by the dozen or by the hundred: on CPython 3.11 plain loops are faster than map,
+zip and update over a dozen, and as fast over hundreds. Work that grows with the whole index is cut
+into pieces.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from itertools import islice, repeat
-from operator import eq
 
 from router.index.slots import Slots, each_bit
 from workers.core.events import EventKind, KVEvent
@@ -140,16 +140,15 @@ class MemoryIndex:
     def _store(self, bit: int, blocks: Sequence[BlockId]) -> None:
         """Once the cap is in sight a block known before leaves the dict and comes in again: the
         dict's order is the age."""
-        masks, ids = self._masks, dict.fromkeys(blocks, bit)
-        gained = len(ids)
-        if masks.keys().isdisjoint(ids):
-            masks.update(ids)
-        else:
-            take = masks.pop if self._crowded else masks.get
-            held = list(map(take, ids, repeat(0)))
-            joined = list(map(self._join(bit).__getitem__, held))
-            masks.update(zip(ids, joined, strict=True))
-            gained -= sum(map(eq, held, joined))
+        masks, join, crowded, gained = self._masks, self._join(bit), self._crowded, 0
+        for block in blocks:
+            if block not in masks:
+                masks[block] = bit
+                gained += 1
+                continue
+            held = masks.pop(block) if crowded else masks[block]
+            joined = masks[block] = join[held]
+            gained += joined != held
         self._counts[bit] += gained
         if len(masks) > self._max_blocks:
             self._evict()
@@ -170,19 +169,16 @@ class MemoryIndex:
                 self._counts[bit] -= times
 
     def _remove(self, bit: int, blocks: Sequence[BlockId]) -> None:
-        masks, ids = self._masks, dict.fromkeys(blocks)
-        held = list(map(masks.get, ids, repeat(0)))
-        if held.count(bit) == len(held):  # nobody else has any of them
-            deque(map(masks.pop, ids), maxlen=0)
-            self._counts[bit] -= len(held)
-            return
-        for block, mask in zip(ids, held, strict=True):
-            if mask & bit:
-                self._counts[bit] -= 1
-                if mask == bit:
-                    del masks[block]
-                else:
-                    masks[block] = mask ^ bit
+        masks, lost = self._masks, 0
+        for block in blocks:
+            mask = masks.get(block, 0)
+            if mask == bit:  # mostly: nobody else has it
+                del masks[block]
+                lost += 1
+            elif mask & bit:
+                masks[block] = mask ^ bit
+                lost += 1
+        self._counts[bit] -= lost
 
     def _sweep(self) -> None:
         """Takes the bits that are gone out of the next piece of the masks, if there are any."""

@@ -1,4 +1,8 @@
-"""What placement is asked, and what it answers with its reasons."""
+"""What placement is asked, and what it answers with its reasons.
+
+Each decision makes one of each: they are not frozen, as that takes thrice as long. Nobody changes
+one that is made, but a policy its `cost_s`.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +43,7 @@ class Targets(NamedTuple):
 NO_TARGETS = Targets()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Need:
     """One sequence that looks for a replica: to prefill it, and perhaps decode it too, or to redeem
     its ticket and decode it. `cached`: leading tokens that each replica holds. `kv_abi` None = any.
@@ -83,7 +87,7 @@ class Way(NamedTuple):
     after_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Candidates:
     """Who can take it, column by column: leading tokens that each has cached, and its score.
     `transfer_s`: of `wait_s`; empty where nothing is fetched. `ways`: how each goes on, where that
@@ -114,7 +118,7 @@ class Candidates:
         return f"{replica.id} alone" if alone else replica.id
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Decision:
     """`among` has every candidate, `place` is the chosen one's, `refused` has every other replica,
     so that it explains itself."""

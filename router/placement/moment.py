@@ -63,7 +63,7 @@ class Moment:
         self._pending_s = pending_s
         self._need = need
         self._now = now
-        self._window_s = duty.window_s(now)
+        self._window_s = 0.0  # until somebody asks
         targets = need.targets
         self._limit_s = (1 - MARGIN) * targets.itl_s
         self._others_limit_s = (1 - MARGIN) * targets.others_itl_s
@@ -184,6 +184,8 @@ class Moment:
         given_s = look.given_s
         if given_s is None:
             given_s = look.given_s = self._duty.left_s(look.name, self._now)
+        if not self._window_s:
+            self._window_s = self._duty.window_s(self._now)
         duty = (given_s + more_s) / self._window_s
         soon = (self.queue_s(look) + more_s) / (TOKENS * step_s)
         if soon > duty:

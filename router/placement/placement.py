@@ -103,6 +103,8 @@ class Placement:
             return replicas, {}
         other = "prefill" if phase == "decode" else "decode"
         serving = [replica for replica in replicas if replica.role != other]
+        if len(serving) == len(replicas):
+            return serving, {}
         return serving, {r.id: Refusal.ROLE for r in replicas if r.role == other}
 
     def _score(self, need: Need, able: list[Replica], replicas: list[Replica]) -> Candidates:

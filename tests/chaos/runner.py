@@ -53,7 +53,7 @@ class WatchedPages(SimPages):
         assert self.pool is not None
         if self._owners(block) != 1:
             self._wrong(f"page {block} was {how} while it had {self._owners(block)} owners")
-        elif block in self.pool._id_of:
+        elif self.pool._id_of[block] is not None:
             self._wrong(f"page {block} was {how} while others could find it")
 
 

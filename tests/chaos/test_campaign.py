@@ -1,4 +1,4 @@
-"""Five hundred runs of the campaign; `make chaos` plays many more."""
+"""Three hundred runs of the campaign; `make chaos` plays many more."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.chaos.plan import Kind, draw
 from tests.chaos.play import PRESSURE, play
 from tests.chaos.report import table
 
-RUNS = 500
+RUNS = 300
 
 
 @pytest.mark.timeout(600)

@@ -13,7 +13,7 @@ from hypothesis.stateful import precondition, rule
 from tests.core.test_block_pool import BLOCKS, IDS, SIZE, PoolMachine
 from workers.core import eviction
 from workers.core.block_pool import BlockPool
-from workers.core.eviction import LRU, REMEMBERED, Adaptive, make_eviction
+from workers.core.eviction import LRU, PROTECTED, REMEMBERED, Adaptive, Met, Shadow, make_eviction
 from workers.core.hashing import BlockId
 
 
@@ -148,9 +148,40 @@ def test_memory_is_bounded(prompts: list[int]) -> None:
     for prompt in prompts:
         use(pool, ids(str(prompt), 1 + prompt % 5))
     assert len(policy._met) <= (1 + REMEMBERED) * 8
-    for shadow in (policy._protecting, policy._lru):
-        assert len(shadow._fresh) + len(shadow._protected) <= 8
-    assert len(policy._block_of) == len(policy) <= 8
+    assert len(policy._protecting) <= 8 and len(policy) <= 8
+
+
+def leading(prompt: Sequence[BlockId], held: Sequence[BlockId]) -> int:
+    """Blocks of its beginning that are held; it is tail first."""
+    return next((n for n, block in enumerate(reversed(prompt)) if block not in held), len(prompt))
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 6)), min_size=20, max_size=120))
+@settings(max_examples=30)
+def test_the_rivals_hit_what_pools_under_their_rules_would(prompts: list[tuple[int, int]]) -> None:
+    met, shadow = Met(8), Shadow(8)
+    order: list[BlockId] = []  # all blocks ever, the latest last
+    fresh: list[BlockId] = []
+    protected: list[BlockId] = []
+    lru_hits = hits = 0
+    for name, length in prompts:
+        prompt = ids(str(name), length)[::-1]
+        lru_hits += leading(prompt, order[-8:])
+        before, first = met.idle(prompt)
+        remembered = order[-8 * (1 + REMEMBERED) :]
+        assert before == [block for block in prompt if block in remembered]
+        assert first == [block for block in prompt if block not in remembered]
+        order = [block for block in order if block not in prompt] + prompt
+
+        hits += leading(prompt, fresh + protected)
+        shadow.idle(prompt, before, first)
+        fresh = [block for block in fresh if block not in prompt] + list(first)
+        protected = [block for block in protected if block not in prompt] + list(before)
+        while len(protected) > PROTECTED * 8:
+            fresh.append(protected.pop(0))
+        while len(fresh) + len(protected) > 8:
+            (fresh or protected).pop(0)
+        assert (met.hits, shadow.hits) == (lru_hits, hits)
 
 
 @pytest.mark.parametrize(("name", "kept"), [("adaptive", 6), ("lru", 0)])

@@ -153,6 +153,7 @@ def test_the_command_writes_what_was_asked_for(tmp_path: Path) -> None:
     figures = json.loads(out.read_text())
     assert list(figures) == [
         *("requests", "hit", "imbalance", "ttft_p50", "ttft_p90", "ttft_p99", "rejects"),
-        *("decision_us_p50", "decision_us_p99"),
+        *("decision_us_p50", "decision_us_p99", "requests_per_cpu_s"),
     ]
-    assert figures["requests"] == 4 and figures["hit"] > 0
+    assert figures["requests"] == 4 and figures["hit"] > 0 and figures["requests_per_cpu_s"] > 0
+    assert "by the CPU time" in result.output

@@ -39,7 +39,7 @@ class BlockPool:
         self._free = list(reversed(self._blocks))
         self._idle: EvictionPolicy = LRU() if policy is None else policy
         self._block_of: dict[BlockId, int] = {}
-        self._id_of: dict[int, BlockId] = {}
+        self._id_of: list[BlockId | None] = [None] * self._blocks.stop
 
     @property
     def num_available(self) -> int:
@@ -65,8 +65,7 @@ class BlockPool:
         """Blocks of the longest cached prefix of `ids`. References nothing: acquire() before the
         next await."""
         found = []
-        for block_id in ids:
-            block = self._block_of.get(block_id)
+        for block in map(self._block_of.get, ids):
             if block is None:
                 break
             found.append(block)
@@ -74,7 +73,7 @@ class BlockPool:
 
     def fits(self, matched: Sequence[int], num_new: int) -> bool:
         """Whether `matched` can be acquired and `num_new` more allocated after it."""
-        idle = sum(block in self._idle for block in matched)
+        idle = sum(not self._refs[block] for block in matched)
         return num_new <= self.num_available - idle
 
     def expect(self, ids: Sequence[BlockId]) -> None:
@@ -87,10 +86,15 @@ class BlockPool:
 
     def acquire(self, blocks: Iterable[int]) -> None:
         """Add one reference to each: a cached prefix that a sequence is going to read."""
+        refs, id_of, wanted = self._refs, self._id_of, []
         for block in blocks:
-            if self._refs[block] == 0:
-                self._idle.wanted(block)
-            self._refs[block] += 1
+            if not refs[block]:
+                block_id = id_of[block]
+                assert block_id is not None, f"block {block} is free"
+                wanted.append(block_id)
+            refs[block] += 1
+        if wanted:
+            self._idle.wanted(wanted)
 
     def allocate(self, count: int) -> list[int]:
         """`count` blocks of undefined content, referenced once. Needs count <= num_available."""
@@ -99,70 +103,67 @@ class BlockPool:
         blocks = self._free[kept:]
         del self._free[kept:]
         blocks.reverse()
-        evicted = [self._idle.victim() for _ in range(count - len(blocks))]
-        self._forget(evicted)
-        blocks += evicted
+        if len(blocks) < count:
+            blocks += self._evict(count - len(blocks))
+        refs = self._refs
         for block in blocks:
-            self._refs[block] = 1
+            refs[block] = 1
         return blocks
 
     def commit(self, blocks: Sequence[int], ids: Sequence[BlockId]) -> None:
         """Make complete, referenced blocks findable, each by its id. Where an id is taken (two
         sequences computed the same prefix at once) the first stays and the other is freed plainly
         when released."""
-        assert all(map(self._refs.__getitem__, blocks)), f"not all of {blocks} are referenced"
-        news = dict(zip(ids, blocks, strict=True))
-        # Mostly all of them are new, and then none of this is a loop in Python.
-        if (
-            len(news) < len(blocks)
-            or not self._block_of.keys().isdisjoint(ids)
-            or not self._id_of.keys().isdisjoint(blocks)
-        ):
-            news = self._unknown(blocks, ids)
-        self._block_of.update(news)
-        self._id_of.update(zip(news.values(), news, strict=True))
+        refs, block_of, id_of = self._refs, self._block_of, self._id_of
+        news: list[BlockId] = []
+        for block, block_id in zip(blocks, ids, strict=True):
+            assert refs[block], f"block {block} is not referenced"
+            if block_id not in block_of and id_of[block] is None:
+                block_of[block_id] = block
+                id_of[block] = block_id
+                news.append(block_id)
         self.events.record(EventKind.STORED, news)
 
     def release(self, blocks: Sequence[int]) -> None:
         """Drop one reference to each, the tail first."""
-        idle: list[int] = []
+        idle: list[BlockId] = []
         refs, id_of, free = self._refs, self._id_of, self._free
         for block in reversed(blocks):
             left = refs[block] - 1
             assert left >= 0, f"block {block} released twice"
             refs[block] = left
-            if left == 0:
-                (idle if block in id_of else free).append(block)
-        self._idle.idle(idle, [id_of[block] for block in idle])
+            if not left:
+                block_id = id_of[block]
+                if block_id is None:
+                    free.append(block)
+                else:
+                    idle.append(block_id)
+        if idle:
+            self._idle.idle(idle)
 
-    def _unknown(self, blocks: Sequence[int], ids: Sequence[BlockId]) -> dict[BlockId, int]:
-        """Those whose ids are not taken, of blocks that have none."""
-        news: dict[BlockId, int] = {}
-        named: set[int] = set()
-        for block, block_id in zip(blocks, ids, strict=True):
-            taken = block_id in self._block_of or block_id in news
-            if not taken and block not in self._id_of and block not in named:
-                news[block_id] = block
-                named.add(block)
-        return news
-
-    def _forget(self, blocks: Sequence[int]) -> None:
-        ids = [self._id_of.pop(block) for block in blocks]
+    def _evict(self, count: int) -> list[int]:
+        block_of, id_of, blocks = self._block_of, self._id_of, []
+        ids = self._idle.victims(count)
         for block_id in ids:
-            del self._block_of[block_id]
+            block = block_of.pop(block_id)
+            id_of[block] = None
+            blocks.append(block)
         self.events.record(EventKind.REMOVED, ids)
+        return blocks
 
     def check_integrity(self, owners: Iterable[Sequence[int]]) -> None:
         """Raise AssertionError unless `owners` (the block lists of all who hold some) explain every
         reference and each block is in exactly one place."""
         expected = Counter(block for blocks in owners for block in blocks)
         free = set(self._free)
+        named = {block: self._id_of[block] for block in self._blocks if self._id_of[block]}
+        idle = {block for block, block_id in named.items() if block_id in self._idle}
         assert len(free) == len(self._free), "a block is free twice"
+        assert len(idle) == len(self._idle), "a block is idle twice, or has no id"
         for block in self._blocks:
             refs = self._refs[block]
             assert refs == expected[block], f"block {block}: {refs} refs, {expected[block]} owners"
-            places = (refs > 0) + (block in free) + (block in self._idle)
+            places = (refs > 0) + (block in free) + (block in idle)
             assert places == 1, f"block {block} is in {places} places"
-            assert block not in self._idle or block in self._id_of, f"block {block} idle, no id"
-            assert block not in free or block not in self._id_of, f"block {block} free with id"
-        assert {self._block_of[i]: i for i in self._block_of} == self._id_of, "tables differ"
+            assert block not in free or block not in named, f"block {block} free with id"
+        assert {block: block_id for block_id, block in self._block_of.items()} == named, "tables"

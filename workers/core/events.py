@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from workers.core.hashing import BlockId
 
@@ -15,8 +15,7 @@ class EventKind(StrEnum):
     CLEARED = "cleared"
 
 
-@dataclass(frozen=True, slots=True)
-class KVEvent:
+class KVEvent(NamedTuple):
     """One or more blocks that changed alike. CLEARED carries none: everything before it is void."""
 
     kind: EventKind

@@ -1,5 +1,5 @@
 """Which unreferenced block gives way first. The pool tells a policy what becomes idle and what is
-wanted again; the policy only ranks. Every operation takes constant time for each block.
+wanted again, by id; the policy only ranks. Every operation takes constant time for each block.
 
 Sequences give their blocks back tail first, so what was built on a prefix goes before it.
 """
@@ -8,22 +8,26 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from itertools import islice
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 from workers.core.hashing import BlockId
+
+T = TypeVar("T")
+Order: TypeAlias = OrderedDict[BlockId, T]  # the oldest first
 
 EvictionName = Literal["adaptive", "lru"]
 
 
 class EvictionPolicy(Protocol):
-    def idle(self, blocks: Sequence[int], ids: Sequence[BlockId]) -> None:
+    def idle(self, ids: Sequence[BlockId]) -> None:
         """The last reference to these cached blocks is gone: blocks of one sequence, tail first."""
 
-    def wanted(self, block: int) -> None:
-        """An idle block is referenced again, or its content is void."""
+    def wanted(self, ids: Sequence[BlockId]) -> None:
+        """Idle blocks are referenced again, or their content is void."""
 
-    def victim(self) -> int:
-        """Choose and forget one idle block; there is one."""
+    def victims(self, count: int) -> list[BlockId]:
+        """Choose and forget so many idle blocks; there are as many."""
 
     def expect(self, ids: Sequence[BlockId]) -> None:
         """A prompt of these blocks waits for its turn."""
@@ -33,7 +37,7 @@ class EvictionPolicy(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __contains__(self, block: int) -> bool: ...
+    def __contains__(self, block_id: object) -> bool: ...
 
 
 def make_eviction(name: EvictionName, num_blocks: int) -> EvictionPolicy:
@@ -45,16 +49,22 @@ class LRU:
     """Least recently used."""
 
     def __init__(self) -> None:
-        self._order: OrderedDict[int, None] = OrderedDict()
+        self._order: Order[None] = OrderedDict()
 
-    def idle(self, blocks: Sequence[int], ids: Sequence[BlockId]) -> None:
-        self._order.update(dict.fromkeys(blocks))
+    def idle(self, ids: Sequence[BlockId]) -> None:
+        order = self._order  # update() takes twice as long as this
+        for block_id in ids:
+            order[block_id] = None
 
-    def wanted(self, block: int) -> None:
-        del self._order[block]
+    def wanted(self, ids: Sequence[BlockId]) -> None:
+        order = self._order
+        for block_id in ids:
+            del order[block_id]
 
-    def victim(self) -> int:
-        return self._order.popitem(last=False)[0]
+    def victims(self, count: int) -> list[BlockId]:
+        chosen = list(islice(self._order, count))
+        self.wanted(chosen)
+        return chosen
 
     def expect(self, ids: Sequence[BlockId]) -> None: ...
 
@@ -63,8 +73,8 @@ class LRU:
     def __len__(self) -> int:
         return len(self._order)
 
-    def __contains__(self, block: int) -> bool:
-        return block in self._order
+    def __contains__(self, block_id: object) -> bool:
+        return block_id in self._order
 
 
 PROTECTED = 0.9  # of the pool at most; what is met first needs some room as well
@@ -88,141 +98,183 @@ class Adaptive:
 
     Blocks that are gone are remembered for a while by their ids, and count as met before: a gap
     longer than the fresh ones' stay does not make a conversation a stranger. Whether all this pays
-    is seen by following both rules beside the pool, by ids: where LRU has more hits the older of
-    both queues' heads goes. After 2Q, segmented LRU, and the duels of adaptive insertion (DIP).
+    is seen by following both rules beside the pool: where LRU has more hits the older of both
+    queues' heads goes. After 2Q, segmented LRU, and the duels of adaptive insertion (DIP).
     """
 
     def __init__(self, num_blocks: int) -> None:
         self._num_blocks = num_blocks
-        self._fresh: OrderedDict[int, int] = OrderedDict()  # turn in which it became idle
-        self._protected: OrderedDict[int, int] = OrderedDict()
-        self._spared: OrderedDict[int, int] = OrderedDict()  # would have gone, but is expected
-        self._id_of: dict[int, BlockId] = {}
-        self._block_of: dict[BlockId, int] = {}
+        self._fresh: Order[int] = OrderedDict()  # turn in which it became idle
+        self._protected: Order[int] = OrderedDict()
+        self._spared: Order[int] = OrderedDict()  # would have gone, but is expected
         self._expected: Counter[BlockId] = Counter()
         self._turn = 0
-        self._met: OrderedDict[BlockId, None] = OrderedDict()
-        self._protecting = Shadow(num_blocks, PROTECTED)
-        self._lru = Shadow(num_blocks, 0.0)
+        self._met = Met(num_blocks)
+        self._protecting = Shadow(num_blocks)
         self._given = 0
+        self._worth_it = True
 
-    def idle(self, blocks: Sequence[int], ids: Sequence[BlockId]) -> None:
-        known = self._met
-        before = [block_id in known for block_id in ids]
-        if 2 * sum(before) >= len(ids):
-            before = [True] * len(ids)
-        for block_id in ids:
-            known[block_id] = None
-            known.move_to_end(block_id)
-        while len(known) > (1 + REMEMBERED) * self._num_blocks:
-            known.popitem(last=False)
-        self._duel(ids, before)
-        self._turn += 1
-        for block, met in zip(blocks, before, strict=True):
-            (self._protected if met else self._fresh)[block] = self._turn
-        self._id_of.update(zip(blocks, ids, strict=True))
-        self._block_of.update(zip(ids, blocks, strict=True))
-        while self._worth_it and len(self._protected) > PROTECTED * self._num_blocks:
-            block, turn = self._protected.popitem(last=False)
-            self._fresh[block] = turn
+    def idle(self, ids: Sequence[BlockId]) -> None:
+        before, first = self._met.idle(ids)
+        if len(before) >= len(first):
+            before, first = ids, ()
+        self._protecting.idle(ids, before, first)
+        self._duel(len(ids))
+        turn = self._turn = self._turn + 1
+        fresh, protected = self._fresh, self._protected
+        for block_id in first:
+            fresh[block_id] = turn
+        for block_id in before:
+            protected[block_id] = turn
+        if self._worth_it:
+            _move(len(protected) - int(PROTECTED * self._num_blocks), protected, fresh)
 
-    @property
-    def _worth_it(self) -> bool:
-        return self._protecting.hits >= (1 - BEHIND) * self._lru.hits
-
-    def _duel(self, ids: Sequence[BlockId], before: Sequence[bool]) -> None:
-        self._protecting.idle(ids, before)
-        self._lru.idle(ids, before)
-        self._given += len(ids)
+    def _duel(self, given: int) -> None:
+        protecting, lru = self._protecting, self._met
+        self._given += given
         if self._given > HALVED * self._num_blocks:
             self._given = 0
-            for shadow in (self._protecting, self._lru):
-                shadow.hits /= 2
+            protecting.hits /= 2
+            lru.hits /= 2
+        self._worth_it = protecting.hits >= (1 - BEHIND) * lru.hits
 
-    def wanted(self, block: int) -> None:
-        if block in self._protected:
-            del self._protected[block]
-        elif block in self._fresh:
-            del self._fresh[block]
-        else:
-            del self._spared[block]
-        self._forget(block)
+    def wanted(self, ids: Sequence[BlockId]) -> None:
+        protected, fresh = self._protected, self._fresh
+        for block_id in ids:
+            if block_id in protected:
+                del protected[block_id]
+            elif block_id in fresh:
+                del fresh[block_id]
+            else:
+                del self._spared[block_id]
 
-    def victim(self) -> int:
-        while self._fresh or self._protected:
-            queue = self._next()
-            block, turn = queue.popitem(last=False)
-            if self._id_of[block] not in self._expected:
-                break
-            self._spared[block] = turn
-        else:
-            block, _ = self._spared.popitem(last=False)
-        self._forget(block)
-        return block
+    def victims(self, count: int) -> list[BlockId]:
+        expected, spared = self._expected, self._spared
+        chosen: list[BlockId] = []
+        while len(chosen) < count:
+            queue, most = self._next(count - len(chosen))
+            for block_id in _oldest(queue, most):
+                turn = queue.pop(block_id)
+                if block_id in expected and queue is not spared:
+                    spared[block_id] = turn
+                else:
+                    chosen.append(block_id)
+        return chosen
 
-    def _next(self) -> OrderedDict[int, int]:
-        if not (self._fresh and self._protected) or self._worth_it:
-            return self._fresh or self._protected
-        oldest = (turns[next(iter(turns))] for turns in (self._fresh, self._protected))
-        return self._fresh if next(oldest) <= next(oldest) else self._protected
-
-    def _forget(self, block: int) -> None:
-        del self._block_of[self._id_of.pop(block)]
+    def _next(self, count: int) -> tuple[Order[int], int]:
+        """Whose turn it is to give blocks, and how many before that is asked again."""
+        fresh, protected = self._fresh, self._protected
+        if fresh and protected and not self._worth_it:
+            older = fresh[next(iter(fresh))] <= protected[next(iter(protected))]
+            return fresh if older else protected, 1
+        return fresh or protected or self._spared, count
 
     def expect(self, ids: Sequence[BlockId]) -> None:
         self._expected.update(ids)
 
     def settle(self, ids: Sequence[BlockId]) -> None:
-        expected = self._expected
-        gone: list[BlockId] = []
+        expected, fresh, spared = self._expected, self._fresh, self._spared
         for block_id in ids:
-            left = expected[block_id] - 1
+            left = expected.pop(block_id) - 1
             if left:
                 expected[block_id] = left
-            else:
-                del expected[block_id]
-                gone.append(block_id)
-        if not self._spared:
-            return
-        idle = (self._block_of.get(block_id) for block_id in gone)
-        over = [block for block in idle if block is not None and block in self._spared]
-        for block in over:  # from the root, so that the tail is first again
-            self._fresh[block] = self._spared.pop(block)
-            self._fresh.move_to_end(block, last=False)
+            elif block_id in spared:  # from the root, so that the tail is first again
+                fresh[block_id] = spared.pop(block_id)
+                fresh.move_to_end(block_id, last=False)
 
     def __len__(self) -> int:
-        return len(self._id_of)
+        return len(self._fresh) + len(self._protected) + len(self._spared)
 
-    def __contains__(self, block: int) -> bool:
-        return block in self._id_of
+    def __contains__(self, block_id: object) -> bool:
+        return block_id in self._fresh or block_id in self._protected or block_id in self._spared
+
+
+class Met:
+    """Blocks of the past by when they were idle last, the oldest first. LRU would keep the last
+    `num_blocks` of them; REMEMBERED times as many before these are but remembered."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self.hits: float = 0  # of LRU, as Shadow's
+        self._num_blocks = num_blocks
+        self._kept: Order[None] = OrderedDict()
+        self._gone: Order[None] = OrderedDict()
+
+    def idle(self, ids: Sequence[BlockId]) -> tuple[Sequence[BlockId], Sequence[BlockId]]:
+        """Blocks of one sequence, tail first. Returns those met before, and the others."""
+        kept, gone = self._kept, self._gone
+        before, first, leading = [], [], 0
+        for block_id in ids:
+            if block_id in kept:
+                kept.move_to_end(block_id)
+                before.append(block_id)
+                leading += 1
+                continue
+            leading = 0
+            kept[block_id] = None
+            if block_id in gone:
+                del gone[block_id]
+                before.append(block_id)
+            else:
+                first.append(block_id)
+        self.hits += leading
+        _move(len(kept) - self._num_blocks, kept, gone)
+        for block_id in _oldest(gone, len(self) - (1 + REMEMBERED) * self._num_blocks):
+            del gone[block_id]
+        return before, first
+
+    def __len__(self) -> int:
+        return len(self._kept) + len(self._gone)
 
 
 class Shadow:
-    """What a pool of that size would have kept of the same blocks, by their ids, if it protected
-    those met before with a part of it; `hits` counts leading blocks of prompts, as nothing else is
-    a prefix."""
+    """What a pool of that size would have kept of the same blocks if it protected a part of those
+    met before; `hits` counts leading blocks of prompts, as nothing else is a prefix."""
 
-    def __init__(self, num_blocks: int, protected: float) -> None:
-        self.hits = 0.0
+    def __init__(self, num_blocks: int) -> None:
+        self.hits: float = 0
         self._num_blocks = num_blocks
-        self._most = int(protected * num_blocks)
-        self._fresh: OrderedDict[BlockId, None] = OrderedDict()
-        self._protected: OrderedDict[BlockId, None] = OrderedDict()
+        self._fresh: Order[None] = OrderedDict()
+        self._protected: Order[None] = OrderedDict()
 
-    def idle(self, ids: Sequence[BlockId], before: Sequence[bool]) -> None:
-        """Blocks of one sequence, tail first, and which of them were met before."""
-        fresh, protected = self._fresh, self._protected
+    def idle(
+        self, ids: Sequence[BlockId], before: Sequence[BlockId], first: Sequence[BlockId]
+    ) -> None:
+        """Blocks of one sequence, tail first, and the same parted into those that were met before
+        and the others."""
+        fresh, protected, leading = self._fresh, self._protected, 0
         for block_id in reversed(ids):
-            if block_id not in fresh and block_id not in protected:
+            if block_id not in protected and block_id not in fresh:
                 break
-            self.hits += 1
-        protects = self._most > 0
-        for block_id, met in zip(ids, before, strict=True):
-            fresh.pop(block_id, None)
-            protected.pop(block_id, None)
-            (protected if met and protects else fresh)[block_id] = None
-        while len(protected) > self._most:
-            block_id, _ = protected.popitem(last=False)
-            fresh[block_id] = None
-        while len(fresh) + len(protected) > self._num_blocks:
-            (fresh or protected).popitem(last=False)
+            leading += 1
+        self.hits += leading
+        _renew(fresh, protected, first)
+        _renew(protected, fresh, before)
+        _move(len(protected) - int(PROTECTED * self._num_blocks), protected, fresh)
+        for queue in (fresh, protected):
+            for block_id in _oldest(queue, len(self) - self._num_blocks):
+                del queue[block_id]
+
+    def __len__(self) -> int:
+        return len(self._fresh) + len(self._protected)
+
+
+def _renew(queue: Order[None], other: Order[None], ids: Sequence[BlockId]) -> None:
+    """They stand at the end of this one, wherever they were."""
+    for block_id in ids:
+        if block_id in queue:
+            queue.move_to_end(block_id)
+        else:
+            queue[block_id] = None
+            if block_id in other:
+                del other[block_id]
+
+
+def _move(count: int, of: Order[T], to: Order[T]) -> None:
+    """The oldest of one queue, to the end of another."""
+    for block_id in _oldest(of, count):
+        to[block_id] = of.pop(block_id)
+
+
+def _oldest(queue: Order[T], count: int) -> list[BlockId]:
+    """None if the count is below zero. All at once: popitem() takes twice as long for each."""
+    return list(islice(queue, count)) if count > 0 else []

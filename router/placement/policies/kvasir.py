@@ -84,22 +84,20 @@ class Kvasir:
         age_s, since = max(FIRST_S, now - self._began), now - self._epoch
         busy = LATER * math.exp(-since / BUSY_S) / _window(BUSY_S, age_s)
         rate = MEANWHILE * math.exp(-since / RATE_S) / _window(RATE_S, age_s)
-        most, tokens = max(among.cached), need.num_tokens
+        most, tokens, home = max(among.cached), need.num_tokens, self._home(need)
         costs = []
-        for own, cached, wait_s, work_s in zip(
-            tallies, among.cached, among.wait_s, among.work_s, strict=True
+        for replica, own, cached, wait_s, work_s in zip(
+            among.replicas, tallies, among.cached, among.wait_s, among.work_s, strict=True
         ):
             later = busy * own.work_s
             if later > LATER:
                 later = LATER
             again = AGAIN * (most - cached) / (tokens - cached) if cached < most else 0.0
             meanwhile = rate * own.requests * (wait_s + work_s / 2)
-            costs.append(wait_s + work_s * (1.0 + later + meanwhile + again))
-        home = self._home(need)
-        if home is not None:
-            for place, replica in enumerate(among.replicas):
-                if replica.id != home:
-                    costs[place] += AWAY * among.work_s[place]
+            cost = wait_s + work_s * (1.0 + later + meanwhile + again)
+            if home is not None and replica.id != home:
+                cost += AWAY * work_s
+            costs.append(cost)
         if among.ways:
             return [cost + way.after_s for cost, way in zip(costs, among.ways, strict=True)]
         return costs
