@@ -6,7 +6,7 @@ import math
 
 from workers.core.clock import Clock
 
-MEMORY_S = 20.0  # about as long as an answer decodes: who joins now lives with this
+MEMORY_S = 5.0  # longer, and prompts that come no more keep others from where they would fit
 FIRST_S = 2.0  # before that nothing is known
 MOST = 0.95  # of its time; a queue beyond that is told by its length
 

@@ -57,7 +57,7 @@ class Joint:
         decodes = few(decodes, hits, DECODES, self._rng)
         if any_alone:
             both = [*both, *few([*prefills, *decodes], hits, ALONE, self._rng)]
-        nexts = _nexts(moment, need, decodes)
+        nexts = _nexts(moment, need, decodes) if decodes else {}
         # Whose KV nobody could take has no way on, unless that is so of all of them.
         paired = [replica for replica in prefills if replica.kv_abi in nexts]
         prefills = paired if paired or both else prefills
@@ -68,6 +68,8 @@ class Joint:
                 self._split(need, replica, hit, wait_s, work_s, nexts[replica.kv_abi])
                 for replica, hit, wait_s, work_s in columns
             ]
+        elif need.targets.ttft_s == math.inf:
+            ways = [NOBODY] * len(prefills)
         else:  # nobody decodes now: somebody will
             late = [_late_s(need, wait_s, work_s) for _, _, wait_s, work_s in columns]
             ways = [Way(alone=False, after_s=late_s) if late_s else NOBODY for late_s in late]
@@ -129,7 +131,7 @@ def _nexts(moment: Moment, need: Need, decodes: Sequence[Replica]) -> dict[str, 
         replica = decodes[place]
         of_abi = nexts.setdefault(replica.kv_abi, [])
         if len(of_abi) < NEXTS:
-            way = split(moment, moment.look(replica))
+            way = split(moment, moment.look(replica), need.targets)
             of_abi.append(_Next(replica, num_bytes, gap_s, way))
     return nexts
 

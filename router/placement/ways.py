@@ -2,7 +2,7 @@
 one. Weighed by the time between its tokens, and by what it does to those of others.
 
     after = max(0, gap - ITL target) + price(n + 1 sequences, with it) - price(n, without it)
-              + LATE * max(0, wait + work - what is left of the TTFT target)
+              + LATE * max(0, wait + work - what is left of the TTFT target) + risk
     price(n, itl) = n * TOKENS * (NEAR * itl + max(0, itl - (1 - MARGIN) * target))
 
 A sequence that gets a token each `itl` seconds costs a little (NEAR) for every second it is slower
@@ -11,6 +11,8 @@ somebody waits. Where prompts are computed beside decodes, a part `duty` of the 
 that hold a chunk as well, and each step brings one token:
 
     1 / itl = duty / mixed_step + (1 - duty) / decode_step
+
+That is a mean: `risk` is what few long prompts in between are expected to add beyond the target.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from workers.core.clock import Clock
 LATE = 5.0
 QUEUED = 2048  # tokens of a prompt that waits, where only their sum is known
 ASKED_AGAIN_S = 0.5  # for what changes slowly
+LOGISTIC = math.sqrt(3) / math.pi  # scale of the logistic distribution whose deviation is 1
 
 
 class Ways:
@@ -81,15 +84,30 @@ class Ways:
         return pending * token_s
 
 
-def split(moment: Moment, decode: Look) -> Way:
+def split(moment: Moment, decode: Look, targets: Targets) -> Way:
     """`decode` takes its ticket, whoever sends it: the gap is but its step."""
-    return Way(False, decode.replica, *moment.after(decode, 0.0))
+    gap_s, itl_s, after_s = moment.after(decode, 0.0)
+    if itl_s > gap_s:
+        after_s += risk_s(itl_s, gap_s, moment.bare_s(decode), targets.itl_s)
+    return Way(False, decode.replica, gap_s, itl_s, after_s)
 
 
 def alone(moment: Moment, look: Look, targets: Targets, work_s: float, more_s: float) -> Way:
     """The replica goes on with what it has prefilled in `work_s`; `more_s` is counted besides."""
     gap_s, itl_s, after_s = moment.after(look, work_s)
-    return Way(True, None, gap_s, itl_s, after_s + (more_s + max(0.0, gap_s - targets.itl_s)))
+    more_s += max(0.0, gap_s - targets.itl_s) + risk_s(itl_s, gap_s, work_s, targets.itl_s)
+    return Way(True, None, gap_s, itl_s, after_s + more_s)
+
+
+def risk_s(itl_s: float, step_s: float, work_s: float, target_s: float) -> float:
+    """What is expected beyond the target less the margin, where the mean is not beyond it, or not
+    as far. Prompts that come in between are few and come at random, each of about `work_s`: so what
+    they add to TOKENS steps has the variance of that sum of them."""
+    if itl_s <= step_s or work_s <= 0.0 or math.isinf(target_s):
+        return 0.0
+    scale_s = math.sqrt((itl_s - step_s) * work_s / TOKENS) * LOGISTIC
+    over = abs(itl_s - (1 - MARGIN) * target_s) / scale_s
+    return TOKENS * scale_s * math.log1p(math.exp(-over))
 
 
 def few(

@@ -8,7 +8,7 @@ from router.placement.decision import Need
 from router.placement.duty import Duty
 from router.placement.joint import LEAST_GAIN, LEAST_GAIN_S
 from router.placement.moment import CHUNK, LEAST_CHUNK, MARGIN, STEPS_UNTIL_FREE, TOKENS, price
-from router.placement.ways import LATE, QUEUED
+from router.placement.ways import LATE, QUEUED, risk_s
 from router.replica import Replica
 from workers.core.clock import Clock
 from workers.core.step_work import StepWork
@@ -53,6 +53,7 @@ class Plain:
         wait_s += self._short(need, replica) * STEPS_UNTIL_FREE * step_s
         gap_s, itl_s, after_s = self._after(need, replica, work_s)
         after_s += max(0.0, gap_s - need.targets.itl_s) + self._late_s(need, wait_s + work_s)
+        after_s += risk_s(itl_s, gap_s, work_s, need.targets.itl_s)
         if replica.role != "aggregated":
             after_s += LEAST_GAIN_S + LEAST_GAIN * work_s
         return wait_s, work_s, (gap_s, itl_s, after_s)
@@ -68,8 +69,10 @@ class Plain:
         last = min(1.0, (prefill.step_tokens or new) / new)
         room_s, step_s = self.decode(need, decode)
         gap_s = room_s + step_s + max(last * transfer_s, transfer_s - work_s)
-        _, itl_s, after_s = self._after(need, decode, 0.0)
+        itl_s, after_s = self._after(need, decode, 0.0)[1:]
         after_s += max(0.0, gap_s - need.targets.itl_s)
+        other_s = self._latency.prefill_s(decode.id, fetched, need.num_tokens - fetched)
+        after_s += risk_s(itl_s, step_s, other_s, need.targets.itl_s)
         return gap_s, itl_s, after_s + self._late_s(need, wait_s + work_s)
 
     def _after(self, need: Need, replica: Replica, work_s: float) -> Gap:

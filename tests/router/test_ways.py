@@ -13,7 +13,7 @@ from router.placement.duty import MEMORY_S, MOST, Duty
 from router.placement.moment import MARGIN, price
 from router.placement.placement import Disaggregation, Placement
 from router.placement.policies.cached import Soonest
-from router.placement.ways import few
+from router.placement.ways import few, risk_s
 from router.replica import Replica
 from tests.router.fleet import house, request, until
 from tests.router.test_dispatch import check_output
@@ -168,6 +168,14 @@ def test_duty_fades_and_forgets() -> None:
 def test_lateness_costs_ten_times_what_slowness_does() -> None:
     assert price(2, 0.04, (1 - MARGIN) * 0.05) == pytest.approx(2 * 100 * 0.004)
     assert price(1, 0.06, (1 - MARGIN) * 0.05) == pytest.approx(100 * (0.006 + 0.015))
+
+
+def test_few_long_prompts_in_between_are_a_risk_where_the_mean_is_in_time() -> None:
+    assert risk_s(0.010, 0.010, 0.2, 0.02) == 0.0  # nothing comes in between
+    assert risk_s(0.015, 0.010, 0.2, float("inf")) == 0.0
+    near, far = risk_s(0.015, 0.010, 0.2, 0.02), risk_s(0.015, 0.010, 0.2, 0.05)
+    assert near > 100 * far > 0
+    assert risk_s(0.015, 0.010, 0.4, 0.02) > near > risk_s(0.015, 0.010, 0.01, 0.02)
 
 
 def test_few_are_the_idle_and_the_holders() -> None:
