@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+import httpx
+
 MODEL = "peers"
 ANSWER_S = 60.0
 Messages = list[dict[str, str]]
@@ -29,12 +31,31 @@ Ask = Callable[[Any], Awaitable[Answer]]
 def http_request(
     messages: Messages, tokens: int, headers: Mapping[str, str] | None = None
 ) -> bytes:
-    body = {"model": MODEL, "messages": messages, "max_tokens": tokens, "stream": True}
-    data = json.dumps(body | {"temperature": 0, "ignore_eos": True}).encode()
+    data = json.dumps(_body(messages, tokens)).encode()
     head = "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n"
     head += f"content-type: application/json\r\ncontent-length: {len(data)}\r\n"
     lines = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
     return f"{head}{lines}\r\n".encode() + data
+
+
+def _body(messages: Messages, tokens: int) -> dict[str, Any]:
+    body = {"model": MODEL, "messages": messages, "max_tokens": tokens, "stream": True}
+    return body | {"temperature": 0, "ignore_eos": True}
+
+
+async def count_tokens(port: int, messages: Messages, tokens: int) -> tuple[int, int]:
+    """Of the prompt and of the answer, as the usage at the end of a stream says.
+
+    Raises RuntimeError where there is none.
+    """
+    body = _body(messages, tokens) | {"stream_options": {"include_usage": True}}
+    async with httpx.AsyncClient(timeout=ANSWER_S, trust_env=False) as client:
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        lines = (await client.post(url, json=body)).text.splitlines()
+    for line in reversed(lines):
+        if line.startswith("data: {") and (usage := json.loads(line[6:]).get("usage")):
+            return usage["prompt_tokens"], usage["completion_tokens"]
+    raise RuntimeError(f"no usage at the end of a stream: {lines[-3:]}")
 
 
 @asynccontextmanager

@@ -23,13 +23,15 @@ import uvloop
 from cluster.bench.report import percentile
 from load_tests.leaving import leave_on_sigterm
 from load_tests.peers import machine
-from load_tests.peers.router_client import at_once, http_request, one_by_one
+from load_tests.peers.process import PeerFailed
+from load_tests.peers.router_client import at_once, count_tokens, http_request, one_by_one
 from load_tests.peers.router_model import Prose, alone, shared, write_model
-from load_tests.peers.router_start import Place, Router, started
+from load_tests.peers.router_start import DYNAMO, Place, Router, started
 from load_tests.peers.table import spread
 from workers.core.clock import SystemClock, unix_time
+from workers.text import Tokenizer
 
-ROUTERS = ("kvasir", "sglang-router", "vllm-router")
+ROUTERS = ("kvasir", *DYNAMO, "sglang-router", "vllm-router")
 KINDS = {"alone": alone, "shared": shared}
 # Prompt bytes: requests one by one, requests over many connections.
 SIZES = {2_048: (100, 400), 16_384: (50, 200), 220_000: (10, 40)}
@@ -78,6 +80,8 @@ async def _repeats(arguments: argparse.Namespace, rows: list[Row]) -> None:
         for name in arguments.routers:
             async with started(name, place) as router:
                 prose = Prose(f"{unix_time()}")
+                if router.tokenises:
+                    await _check_counts(name, router, prose, arguments)
                 await one_by_one(router.port, _requests("alone", prose, 2_048, 200, arguments))
                 for size in arguments.sizes:
                     for kind in arguments.kinds:
@@ -86,13 +90,32 @@ async def _repeats(arguments: argparse.Namespace, rows: list[Row]) -> None:
                         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
 
 
+async def _check_counts(
+    name: str, router: Router, prose: Prose, arguments: argparse.Namespace
+) -> None:
+    """Raises PeerFailed where its tokens are not those of the checkpoint's tokenizer, or its answer
+    is not as long as asked for: then it did other work than it is measured for."""
+    tokenizer = Tokenizer.load(str(arguments.model))
+    for size in arguments.sizes:
+        for kind in arguments.kinds:
+            [messages] = KINDS[kind](prose, size, 1)
+            wanted = len(tokenizer.apply_chat_template(messages)), arguments.tokens
+            counted = await count_tokens(router.port, messages, arguments.tokens)
+            if counted != wanted:
+                raise PeerFailed(f"{name} counts {counted} tokens of {kind} {size}, not {wanted}")
+
+
 async def _measure(
     router: Router, kind: str, size: int, prose: Prose, arguments: argparse.Namespace
 ) -> Row:
     single, many = SIZES[size]
-    async with router.direct() as ask:
-        prompts = KINDS[kind](prose, size, single)
-        direct = [await ask(messages, arguments.tokens) for messages in prompts]
+    direct: Row = {}
+    if router.direct is not None:
+        async with router.direct() as ask:
+            prompts = KINDS[kind](prose, size, single)
+            answers = [await ask(messages, arguments.tokens) for messages in prompts]
+        direct |= _times("direct_first", [answer.first_s for answer in answers])
+        direct |= _times("direct_whole", [answer.whole_s for answer in answers])
     through = await one_by_one(router.port, _requests(kind, prose, size, single, arguments))
     requests = _requests(kind, prose, size, many, arguments)
     memory = machine.memory(router.pid)
@@ -105,8 +128,7 @@ async def _measure(
     return {
         "kind": kind,
         "size": size,
-        **_times("direct_first", [answer.first_s for answer in direct]),
-        **_times("direct_whole", [answer.whole_s for answer in direct]),
+        **direct,
         **_times("first", [answer.first_s for answer in through]),
         **_times("whole", [answer.whole_s for answer in through]),
         "cpu_ms": (after.tree - before.tree) / many * 1e3,
@@ -149,7 +171,8 @@ def table(rows: Sequence[Row]) -> str:
         groups.setdefault((row["size"], row["kind"], row["router"]), []).append(row)
     for (size, kind, router), repeats in groups.items():
         cells = [
-            spread([row[key] for row in repeats], places) for key, (_, places) in COLUMNS.items()
+            spread([row[key] for row in repeats], places) if key in repeats[0] else "-"
+            for key, (_, places) in COLUMNS.items()
         ]
         lines.append([f"{size:,}", kind, router, *cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
