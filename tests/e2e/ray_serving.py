@@ -189,7 +189,10 @@ def ray_node(folder: Path, num_cpus: int, head: RayNode | None = None) -> Iterat
 
 def _environ(mark: str) -> dict[str, str]:
     settings = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", MARK: mark}
-    return os.environ | settings
+    # Else what runs on Ray is nice to everybody (15), and starves beside other tests; and each CPU
+    # that Ray counts with is a process that is started before anybody wants it.
+    quick = {"RAY_worker_niceness": "0", "RAY_prestart_worker_first_driver": "0"}
+    return os.environ | settings | quick
 
 
 async def deployed(path: Path, config: Mapping[str, Any], node: RayNode, *more: str) -> str:
@@ -205,9 +208,11 @@ async def deployed(path: Path, config: Mapping[str, Any], node: RayNode, *more: 
 
 
 @asynccontextmanager
-async def under_load(serving: Serving, work: list[Work], clients: int = 2) -> AsyncIterator[Load]:
+async def under_load(
+    serving: Serving, work: list[Work], clients: int = 2, pause_s: float = 0.0
+) -> AsyncIterator[Load]:
     """Clients ask one request after the other; none may be lost, nor a token be wrong."""
-    load = Load(serving.grpc, serving.model, work, random.Random(7), Tally())
+    load = Load(serving.grpc, serving.model, work, random.Random(7), Tally(), pause_s)
     asking = [asyncio.create_task(load.client()) for _ in range(clients)]
     try:
         yield load

@@ -29,6 +29,7 @@ READY = re.compile(r"^kvasir ready: HTTP (\S+)  gRPC (\S+)  model (\S+)$")
 KVASIR = (sys.executable, "-c", "from cluster.cli import main; main()")
 ANY_PORTS = ("--http-port=0", "--grpc-port=0", "--admin-port=0")
 PATIENCE_S = 60.0  # a restarted worker imports torch, which takes its time on a busy machine
+COMMAND_S = 200.0  # of a command that imports as much, and starts workers that do
 
 
 @dataclass
@@ -168,7 +169,7 @@ def until_ready(
 def refused_serve(*arguments: str) -> str:
     """What `kvasir serve` says on stderr when it cannot start: exit code 2, nothing on stdout."""
     done = subprocess.run(
-        [*KVASIR, "serve", *arguments], capture_output=True, text=True, timeout=PATIENCE_S
+        [*KVASIR, "serve", *arguments], capture_output=True, text=True, timeout=COMMAND_S
     )
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     return done.stderr
@@ -177,7 +178,7 @@ def refused_serve(*arguments: str) -> str:
 def kvasir(*arguments: str, text: str = "") -> str:
     """What one of the other commands prints; it must succeed."""
     done = subprocess.run(
-        [*KVASIR, *arguments], input=text, capture_output=True, text=True, timeout=PATIENCE_S
+        [*KVASIR, *arguments], input=text, capture_output=True, text=True, timeout=COMMAND_S
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

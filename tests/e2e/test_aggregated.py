@@ -141,6 +141,7 @@ def test_sigterm_leaves_nothing(alone: Serving) -> None:
     assert not any(is_alive(pid) for pid in pids)
 
 
+@pytest.mark.slow
 async def test_beside_a_pair_of_workers_any_of_the_three_may_die(tmp_path: Path) -> None:
     """Who gets a request is the router's affair (tests/router); here the answers must be alike."""
     sizes = ("--prefill=1", "--decode=1", "--aggregated=1")

@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -45,13 +45,8 @@ QUESTIONS = [
     "What is 12 plus 7?",
 ]
 Metric = tuple[str, frozenset[tuple[str, str]]]
+pytestmark = pytest.mark.timeout(400)  # commands, each a process, take their time if others do
 LONG_PROMPT = "one two three four five six seven eight nine ten " * 60
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    with kvasir_serve(tmp_path_factory.mktemp("serve")) as serving:
-        yield serving
 
 
 @pytest.fixture
@@ -269,7 +264,7 @@ async def test_grpc_cancel(cluster: Serving, client: AsyncOpenAI) -> None:
 # -- SIGKILL -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("role", ["prefill", "decode"])
+@pytest.mark.parametrize("role", ["prefill", pytest.param("decode", marks=pytest.mark.slow)])
 async def test_worker_killed_while_idle(cluster: Serving, client: AsyncOpenAI, role: str) -> None:
     before = cluster.kill(f"--role {role}")
     try:
@@ -282,7 +277,7 @@ async def test_worker_killed_while_idle(cluster: Serving, client: AsyncOpenAI, r
     await cluster.idle()
 
 
-@pytest.mark.parametrize("role", ["prefill", "decode"])
+@pytest.mark.parametrize("role", ["prefill", pytest.param("decode", marks=pytest.mark.slow)])
 async def test_worker_killed_while_prefilling(
     cluster: Serving, client: AsyncOpenAI, role: str
 ) -> None:
@@ -306,7 +301,7 @@ async def test_worker_killed_while_prefilling(
     await cluster.idle()
 
 
-@pytest.mark.parametrize("role", ["prefill", "decode"])
+@pytest.mark.parametrize("role", [pytest.param("prefill", marks=pytest.mark.slow), "decode"])
 async def test_worker_killed_while_decoding(
     cluster: Serving, client: AsyncOpenAI, role: str
 ) -> None:

@@ -19,18 +19,11 @@ SLOTS = 16384
 KEY = "{test}:k"  # slot 6918, in the first half
 
 
-def _port() -> int:
-    """One whose cluster bus, 10,000 above, is a port too."""
-    while (port := free_port()) > 55_000:
-        pass
-    return port
-
-
 @contextmanager
 def _node(first: int, end: int) -> Iterator[RedisServer]:
     """Serves the slots from `first` to `end`."""
     with tempfile.TemporaryDirectory() as folder:
-        server = RedisServer(folder, "--cluster-enabled", "yes", port=_port())
+        server = RedisServer(folder, "--cluster-enabled", "yes", port=free_port())
         server.start()
         try:
             with redis.Redis(port=server.port) as client:

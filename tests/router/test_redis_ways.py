@@ -246,7 +246,7 @@ def redis_cluster(*options: str) -> Iterator[list[RedisServer]]:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             node = RedisServer(
                 folder, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", *options,
-                port=_bus_port(),
+                port=free_port(),
             )  # fmt: skip
             node.start()
             stack.callback(node.stop)
@@ -269,13 +269,6 @@ def redis_cluster(*options: str) -> Iterator[list[RedisServer]]:
         in_time(lambda: clients[3].info("replication")["master_link_status"] == "up")
         in_time(lambda: all(_info(client)["cluster_state"] == "ok" for client in clients))
         yield nodes
-
-
-def _bus_port() -> int:
-    """One whose cluster bus, 10,000 above, is a port too."""
-    while (port := free_port()) > 55_000:
-        pass
-    return port
 
 
 def _info(client: redis.Redis) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +12,8 @@ from typing import Any
 
 import httpx
 import yaml
+
+from cluster.backends.ports import free_ports
 
 RULES = Path(__file__).parents[2] / "helm" / "kvasir" / "rules"
 PATIENCE_S = 60.0
@@ -76,9 +77,7 @@ class Prometheus:
 def prometheus(folder: Path, targets: Mapping[str, list[str] | str]) -> Iterator[Prometheus]:
     """`targets`: host:port of each job, or a URL that says them. Our rules are loaded, and looked
     at once a second."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     config = {
         "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(RULES / "*.yaml")],

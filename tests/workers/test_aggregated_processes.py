@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -68,13 +69,14 @@ async def test_tokens_equal_transformers_with_and_without_a_ticket(tmp_path: Pat
         await d.idle()
 
 
-@pytest.mark.parametrize("how", ["leave", "cancel"])
-async def test_whoever_ends_it_in_any_phase_frees_every_page(how: str, tmp_path: Path) -> None:
+async def test_whoever_ends_it_in_any_phase_frees_every_page(tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "model", max_position_embeddings=4096)
+    phases = ("admitted", "progress", "tokens")
     async with workers(tmp_path, model, a={"role": "aggregated", "engine": ENGINE}) as up:
         a = up["a"]
-        for number, phase in enumerate(("admitted", "progress", "tokens")):
-            what = request(phase, tuple((number + i) % 200 for i in range(3000)), LONG)
+        for number, (how, phase) in enumerate(product(("leave", "cancel"), phases)):
+            name = f"{how}-{phase}"
+            what = request(name, tuple((number + i) % 200 for i in range(3000)), LONG)
             call = a.decode(worker.DecodeRequest(sequence=request_to_wire(what)))
             while (await call.read()).WhichOneof("event") != phase:
                 pass
@@ -82,7 +84,7 @@ async def test_whoever_ends_it_in_any_phase_frees_every_page(how: str, tmp_path:
             if how == "leave":
                 call.cancel()
             else:
-                await a.stub.Cancel(worker.CancelRequest(request_id=phase))
+                await a.stub.Cancel(worker.CancelRequest(request_id=name))
                 with pytest.raises(DecodeFailed) as caught:
                     while await call.read() is not None:
                         pass

@@ -37,7 +37,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", {"num_key_value_heads": 1}),
 }
-BACKENDS = {"llama": "shm", "qwen2": "gloo", "qwen3": "gloo"}
+BACKENDS = {"llama": "gloo", "qwen2": "gloo", "qwen3": "shm"}
 
 
 def request(name: str, prompt: tuple[int, ...], max_tokens: int = NEW_TOKENS) -> Request:
@@ -50,8 +50,10 @@ def checkpoint(folder: Path, shape: str) -> Path:
     return make_checkpoint(folder, family, max_position_embeddings=4096, **fields)
 
 
-@pytest.mark.timeout(240)
-@pytest.mark.parametrize("shape", ["llama", pytest.param("qwen2", marks=pytest.mark.slow), "qwen3"])
+@pytest.mark.parametrize(
+    "shape",
+    ["llama", *(pytest.param(shape, marks=pytest.mark.slow) for shape in ("qwen2", "qwen3"))],
+)
 async def test_tokens_equal_transformers(shape: str, tmp_path: Path) -> None:
     """Alone and cold, again with prefix hits, all at once, and with preemption forced."""
     model = checkpoint(tmp_path / "model", shape)
@@ -101,12 +103,10 @@ def slow_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Example]
 ONE_BLOCK = {"backend": "gloo", "staging_bytes": 1, "inline_bytes": 0, "checksums": True}
 
 
-def slow_roles() -> dict[str, dict[str, Any]]:
+def slow_roles(*decode: str) -> dict[str, dict[str, Any]]:
     common = {"engine": ENGINE, "transport": ONE_BLOCK, "ticket_ttl_s": 6.0}
-    return {
-        "p": {"role": "prefill"} | common,
-        "a": {"role": "decode"} | common,
-        "b": {"role": "decode"} | common,
+    return {"p": {"role": "prefill"} | common} | {
+        name: {"role": "decode"} | common for name in decode
     }
 
 
@@ -125,13 +125,17 @@ async def bind(p: Any, what: Request, early: bool) -> tuple[Any, Any, int | None
 
 
 @pytest.mark.parametrize(
-    ("number", "early"), [(signal.SIGKILL, True), (signal.SIGSTOP, False)], ids=["9", "19"]
+    ("number", "early"),
+    [
+        pytest.param(signal.SIGKILL, True, id="9"),
+        pytest.param(signal.SIGSTOP, False, id="19", marks=pytest.mark.slow),
+    ],
 )
 async def test_decode_dies_in_mid_transfer_and_the_ticket_is_bound_again(
     number: signal.Signals, early: bool, slow_model: tuple[Path, Example], tmp_path: Path
 ) -> None:
     model, example = slow_model
-    async with workers(tmp_path, model, **slow_roles()) as up:
+    async with workers(tmp_path, model, **slow_roles("a", "b")) as up:
         p, a, b = up["p"], up["a"], up["b"]
         what = request("r", example.prompt)
         ticket, coming, told = await bind(p, what, early)
@@ -151,13 +155,17 @@ async def test_decode_dies_in_mid_transfer_and_the_ticket_is_bound_again(
 
 
 @pytest.mark.parametrize(
-    ("number", "early"), [(signal.SIGKILL, False), (signal.SIGSTOP, True)], ids=["9", "19"]
+    ("number", "early"),
+    [
+        pytest.param(signal.SIGKILL, False, id="9", marks=pytest.mark.slow),
+        pytest.param(signal.SIGSTOP, True, id="19"),
+    ],
 )
 async def test_prefill_dies_in_mid_transfer_and_decode_frees_its_pages(
     number: signal.Signals, early: bool, slow_model: tuple[Path, Example], tmp_path: Path
 ) -> None:
     model, example = slow_model
-    async with workers(tmp_path, model, **slow_roles()) as up:
+    async with workers(tmp_path, model, **slow_roles("a")) as up:
         p, a = up["p"], up["a"]
         what = request("r", example.prompt)
         ticket, coming, told = await bind(p, what, early)
@@ -179,7 +187,7 @@ async def test_a_client_that_leaves_frees_both_sides_in_every_phase(
     slow_model: tuple[Path, Example], tmp_path: Path
 ) -> None:
     model, example = slow_model
-    async with workers(tmp_path, model, **slow_roles()) as up:
+    async with workers(tmp_path, model, **slow_roles("a")) as up:
         p, a = up["p"], up["a"]
         long = request("r", example.prompt, 900)
         prefilling = asyncio.create_task(prefill(p.stub.Prefill, long))
@@ -200,13 +208,12 @@ async def test_a_client_that_leaves_frees_both_sides_in_every_phase(
             await p.idle()
 
 
-@pytest.mark.timeout(240)
 async def test_a_worker_that_is_told_to_stop_hands_on_what_it_decodes_and_leaves(
     slow_model: tuple[Path, Example], tmp_path: Path
 ) -> None:
     model, example = slow_model
     prompt = example.prompt[:200]
-    roles = slow_roles()
+    roles = slow_roles("a", "b")
     for role in roles.values():
         role["grace_s"] = 20.0
     async with workers(tmp_path, model, **roles) as up:

@@ -21,9 +21,11 @@ DATA_CENTRE_SHARED_MEMORY = 163 << 10  # and on those for data centres
 PAGE, KV_HEADS, GROUP, LAYERS, WINDOW = 16, 8, 4, 32, 128
 
 
-def test_kernels_under_the_interpreter() -> None:
+@pytest.mark.parametrize("marks", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_kernels_under_the_interpreter(marks: str) -> None:
     """In a process of its own: the interpreter must be asked for before Triton is imported."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER)]
+    options = ["-q", "-p", "no:cacheprovider", "-m", marks]
+    command = [sys.executable, "-m", "pytest", *options, str(FOLDER)]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -64,8 +64,19 @@ def scores_of(kind: str, like: Tensor) -> Scores:
     return scores if scores.sinks is None else replace(scores, sinks=scores.sinks.to(like))
 
 
-@pytest.mark.parametrize("kind", SCORES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        *((kind, torch.float32) for kind in SCORES),
+        ("sinks, window 6", torch.bfloat16),
+        *(
+            pytest.param(kind, torch.bfloat16, marks=pytest.mark.slow)
+            for kind in SCORES
+            if kind != "sinks, window 6"
+        ),
+    ],
+    ids=str,
+)
 def test_scores_of_every_kind(kind: str, dtype: torch.dtype, device: torch.device) -> None:
     """Windows end in every tile of queries and of keys."""
     scores = scores_of(kind, torch.empty(0, device=device, dtype=dtype))
@@ -95,8 +106,10 @@ def short_splits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("short_splits")
-@pytest.mark.parametrize("programs", [1, 4, 1000])
-@pytest.mark.parametrize("length", [7, 8, 9, 31, 33, 100])
+@pytest.mark.parametrize("programs", [1, 4, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "length", [7, 33, 100, *(pytest.param(n, marks=pytest.mark.slow) for n in (8, 9, 31))]
+)
 def test_splits_are_merged_whoever_computes_them(
     length: int, programs: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
