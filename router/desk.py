@@ -79,6 +79,9 @@ class Desk:
     async def find(self, flight: Flight, phase: Phase, binding: Binding | None = None) -> Decision:
         """Chooses a replica, waiting for one as long as the budget says. Raises Unavailable; for a
         ticket that is lost meanwhile, WorkerFailed."""
+        self.check_stopping()
+        if binding is None and (decision := self.find_now(flight, phase)) is not None:
+            return decision  # nearly always
         try:
             async with asyncio.timeout(flight.budget.left_s()):
                 return await self.find_patiently(flight, phase, binding)
@@ -140,11 +143,17 @@ class Desk:
     def expected_s(self, blocks: BlockIds) -> float:
         """Predicted seconds of prefill where the least of it is left to compute; 0 without anybody
         who could."""
-        able = self._able("prefill")
         cached, _ = self._look_up(blocks)
-        count = len(blocks.tokens)
-        hits = [(replica.id, cached.get(replica.id, 0)) for replica in able]
-        work_s = (self.latency.prefill_s(name, count - hit, hit) for name, hit in hits)
+        most, firsts = 0, dict[str, str]()  # one of each hardware, of those that hold the most
+        for replica in self._able("prefill"):
+            hit = cached.get(replica.id, 0)
+            if hit > most:
+                most = hit
+                firsts.clear()
+            if hit == most:
+                firsts.setdefault(replica.record.hardware, replica.id)
+        left = len(blocks.tokens) - most
+        work_s = (self.latency.prefill_s(name, left, most) for name in firsts.values())
         return min(work_s, default=0.0)
 
     def _able(self, phase: Phase) -> list[Replica]:

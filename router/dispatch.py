@@ -143,7 +143,7 @@ class Dispatcher:
         flight.placed()  # nobody else decides before its call is open and counts
         self._desk.metrics.went(decision, self._clock.now() - began)
         if decision.alone:
-            return self._alone(flight, decision)
+            return follow(self._desk, flight, await self._alone(flight, decision))
         return self._split(flight, decision)
 
     async def _split(self, flight: Flight, decision: Decision) -> AsyncGenerator[Emission]:
@@ -190,8 +190,9 @@ class Dispatcher:
             else:
                 raise WorkerFailed(f"replica {decision.replica.id}: a prefill without a token")
 
-    async def _alone(self, flight: Flight, decision: Decision) -> AsyncGenerator[Emission]:
-        """All of it in one call to one worker: a ticket there is only if it moves."""
+    async def _alone(self, flight: Flight, decision: Decision) -> Call[worker.DecodeEvent]:
+        """All of it in one call to one worker: a ticket there is only if it moves. Its prompt is
+        computed, its tokens follow."""
         with ExitStack() as held:
             call = held.enter_context(self._desk.calls.alone(flight, decision))
             queue_s = 0.0
@@ -206,9 +207,7 @@ class Dispatcher:
             self._desk.metrics.prefilled(queue_s, event.prefilled.prefill_s, flight.trail.exemplar)
             flight.trail.prefilled(queue_s, event.prefilled.prefill_s)
             held.pop_all()  # the call is follow's now
-        async with aclosing(follow(self._desk, flight, call)) as emissions:
-            async for emission in emissions:
-                yield emission
+        return call
 
     def _opened(
         self,

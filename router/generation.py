@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from router.api import Call, Delta, ModelCard, Prompt, Usage
 from router.dispatch import Dispatcher
@@ -78,7 +78,7 @@ class RouterGenerator:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
 
     def models(self) -> list[ModelCard]:
-        return [replace(self._card, context_length=self._context_length())]
+        return [replace(self._card, context_length=self._most().context)]
 
     def token_text(self, token_id: int) -> str:
         return self._tokenizer.token_text(token_id)
@@ -95,7 +95,9 @@ class RouterGenerator:
             check_priority(call.terms.priority)
             check_params(call.params, self._vocab_size)
             with self._flow.arriving(call.terms.slo_class, call.terms.tenant):
-                request = self._request(call, await self._tokenise(call.prompt), seen.trail)
+                most = self._most()
+                tokens = await self._tokenise(call.prompt, most)
+                request = self._request(call, tokens, most, seen.trail)
             seen.trail.asked(request)
             self._recording.came(self._class_of(call), request.prompt_len)
             seen.blocks = blocks = BlockIds(request)
@@ -103,16 +105,20 @@ class RouterGenerator:
                 self._metrics.queue_waited(turn.flow.slo_class, turn.waited_s, seen.trail.exemplar)
                 seen.trail.let_in(turn.flow.slo_class, turn.waited_s)
                 seen.turn = turn
+                text = _Text(self._tokenizer, request)
                 running = self._dispatcher.run(
                     request, blocks, turn.placed, seen.trail, turn.targets
                 )
-                emissions = self._timed(running, started, seen)
-                async with aclosing(_Text(self._tokenizer, request).deltas(emissions)) as deltas:
-                    async for delta in deltas:
+                async with aclosing(running) as emissions:
+                    async for emission in emissions:
+                        self._came(emission, started, seen)
+                        delta = text.delta(emission)
                         if delta.finish_reason is not None:
                             seen.complete = True
                             seen.trail.finish_reason = delta.finish_reason
                         yield delta
+                        if seen.complete:
+                            return
 
     def _wish(self, call: Call, blocks: BlockIds, started: float) -> Wish:
         """The time since it came is gone from its deadline."""
@@ -125,14 +131,14 @@ class RouterGenerator:
             priority=terms.priority,
         )
 
-    def _request(self, call: Call, tokens: list[int], trail: Trail) -> Request:
+    def _request(self, call: Call, tokens: list[int], most: _Most, trail: Trail) -> Request:
         """Raises ContextTooLong where no worker could hold the prompt and one token."""
         param = _param(call.prompt)
         if not tokens:
             raise InvalidRequest("the prompt is empty", param=param)
-        self._check_fits(len(tokens), param)
+        most.check(len(tokens), param)
         asked = call.params
-        room = min(self._context_length(), self._capacity()) - len(tokens)
+        room = min(most) - len(tokens)
         params = replace(
             asked,
             # a retry goes on with the same sample, so the draw must not be the worker's
@@ -152,22 +158,23 @@ class RouterGenerator:
             tracestate="" if trail.trace is None else trail.trace.state,
         )
 
-    async def _tokenise(self, prompt: Prompt) -> list[int]:
+    async def _tokenise(self, prompt: Prompt, most: _Most) -> list[int]:
         """What cannot fit is refused before any work that grows with its length."""
         if not prompt:
             raise InvalidRequest("the prompt is empty", param="prompt")
+        fewest = self._tokenizer.fewest_tokens
         if isinstance(prompt, str):
-            self._check_text(prompt, "prompt")
+            most.check(fewest(prompt), "prompt", at_least=True)
             return await self._aside(len(prompt), self._tokenizer.encode, prompt)
         ids = [item for item in prompt if isinstance(item, int)]
         if len(ids) == len(prompt):
-            self._check_fits(len(ids), "prompt")
+            most.check(len(ids), "prompt")
             check_token_ids(ids, self._vocab_size, "prompt")
             return ids
         messages = [item for item in prompt if not isinstance(item, int)]
         size = sum(MESSAGE_CHARS + len(message.get("content", "")) for message in messages)
         text = await self._aside(size, self._tokenizer.chat_text, messages)
-        self._check_text(text, "messages")
+        most.check(fewest(text), "messages", at_least=True)
         return await self._aside(len(text), self._tokenizer.encode_chat, text)
 
     async def _aside(self, size: int, work: Callable[[T], R], what: T) -> R:
@@ -176,41 +183,24 @@ class RouterGenerator:
             return work(what)
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, what)
 
-    def _check_text(self, text: str, param: str) -> None:
-        self._check_fits(self._tokenizer.fewest_tokens(text), param, at_least=True)
-
-    def _check_fits(self, count: int, param: str, *, at_least: bool = False) -> None:
-        """Raises ContextTooLong where no worker could hold `count` tokens and one more."""
-        context, capacity = self._context_length(), self._capacity()
-        if count >= context:
-            raise ContextTooLong(count, context, param=param, at_least=at_least)
-        if count >= capacity:
-            raise ContextTooLong(count, capacity, what="KV memory", param=param, at_least=at_least)
-
-    async def _timed(
-        self, emissions: AsyncGenerator[Emission], started: float, seen: _Seen
-    ) -> AsyncGenerator[Emission]:
+    def _came(self, emission: Emission, started: float, seen: _Seen) -> None:
         """Books when tokens came."""
-        slo_class = seen.trail.slo_class
-        async with aclosing(emissions):
-            async for emission in emissions:
-                now = self._clock.now()
-                count = len(emission.tokens)
-                self._metrics.generated(count)
-                seen.trail.tokens(now, count)
-                if seen.last is None:
-                    seen.ttft_s = now - started
-                    self._metrics.first_token(slo_class, seen.ttft_s, seen.trail.exemplar)
-                    self._flow.wake()  # its prefill is over: there is room
-                elif count:
-                    gap_s = now - seen.last
-                    if not seen.later_tokens:
-                        self._metrics.second_token(gap_s, seen.trail.exemplar)
-                    seen.later_tokens += count
-                    seen.decode_s += gap_s
-                    self._metrics.next_tokens(slo_class, count, gap_s)
-                seen.last = now
-                yield emission
+        now = self._clock.now()
+        slo_class, count = seen.trail.slo_class, len(emission.tokens)
+        self._metrics.generated(count)
+        seen.trail.tokens(now, count)
+        if seen.last is None:
+            seen.ttft_s = now - started
+            self._metrics.first_token(slo_class, seen.ttft_s, seen.trail.exemplar)
+            self._flow.wake()  # its prefill is over: there is room
+        elif count:
+            gap_s = now - seen.last
+            if not seen.later_tokens:
+                self._metrics.second_token(gap_s, seen.trail.exemplar)
+            seen.later_tokens += count
+            seen.decode_s += gap_s
+            self._metrics.next_tokens(slo_class, count, gap_s)
+        seen.last = now
 
     @contextmanager
     def _counted(self, call: Call, started: float) -> Iterator[_Seen]:
@@ -240,19 +230,34 @@ class RouterGenerator:
     def _class_of(self, call: Call) -> str:
         return call.terms.slo_class or self._flow.slo.default
 
-    def _context_length(self) -> int:
-        """The shortest of the workers that are known, else the model's own."""
-        lengths = [replica.record.context_length for replica in self._pool]
-        return min(lengths, default=self._card.context_length)
-
-    def _capacity(self) -> int:
-        """Tokens that the roomiest prefill and the roomiest decode worker can both hold, or the
-        roomiest aggregated one."""
-        room: dict[RoleName, int] = {}
+    def _most(self) -> _Most:
+        """That workers can do. Context: of the shortest of them, else the model's own. Capacity: of
+        the roomiest prefill and the roomiest decode worker both, or of the roomiest aggregated
+        one."""
+        context, room = 0, dict[RoleName, int]()
         for replica in self._pool:
+            length = replica.record.context_length
+            context = min(context or length, length)
             room[replica.role] = max(room.get(replica.role, 0), replica.capacity_tokens)
+        context = context or self._card.context_length
         alone = room.pop("aggregated", 0)
-        return max(alone, min(room.values(), default=0)) or self._context_length()
+        return _Most(context, max(alone, min(room.values(), default=0)) or context)
+
+
+class _Most(NamedTuple):
+    """Tokens of a prompt and its answer: that workers are set to, and that their KV pages hold."""
+
+    context: int
+    capacity: int
+
+    def check(self, count: int, param: str, *, at_least: bool = False) -> None:
+        """Raises ContextTooLong where no worker could hold `count` tokens and one more."""
+        if count >= self.context:
+            raise ContextTooLong(count, self.context, param=param, at_least=at_least)
+        if count >= self.capacity:
+            raise ContextTooLong(
+                count, self.capacity, what="KV memory", param=param, at_least=at_least
+            )
 
 
 def _param(prompt: Prompt) -> str:
@@ -304,22 +309,18 @@ class _Text:
         self._prompt_tokens = len(request.token_ids)
         self._emitted = 0
 
-    async def deltas(self, emissions: AsyncGenerator[Emission]) -> AsyncGenerator[Delta]:
-        """The last one has finish_reason and usage. Closes `emissions` when it ends."""
-        async with aclosing(emissions):
-            async for emission in emissions:
-                text = self._push(emission)
-                self._emitted += len(emission.tokens)
-                finish = emission.finish_reason
-                if self._stream.stopped is not None:
-                    finish = FinishReason.STOP
-                if finish is None:
-                    yield Delta(text, emission.tokens)
-                    continue
-                text += self._stream.finish()
-                usage = Usage(self._prompt_tokens, self._emitted, emission.cached_tokens)
-                yield Delta(text, emission.tokens, finish, usage)
-                return
+    def delta(self, emission: Emission) -> Delta:
+        """The last one has finish_reason and usage."""
+        text = self._push(emission)
+        self._emitted += len(emission.tokens)
+        finish = emission.finish_reason
+        if self._stream.stopped is not None:
+            finish = FinishReason.STOP
+        if finish is None:
+            return Delta(text, emission.tokens)
+        text += self._stream.finish()
+        usage = Usage(self._prompt_tokens, self._emitted, emission.cached_tokens)
+        return Delta(text, emission.tokens, finish, usage)
 
     def _push(self, emission: Emission) -> str:
         """The end-of-sequence or stop token that ends the request has no text of its own."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from router.counted_histogram import CountedHistogram
 from router.pairs import PairBook
 from router.placement.binding import Timing
 from router.placement.decision import Decision
@@ -32,23 +34,26 @@ class RouterMetrics:
         self.pairs = PairBook()
         registry.register(self.pairs)
         self._roles: dict[str, RoleName] = {}  # by replica, as its gauges say
-        self._requests = Counter(
+        # Asking for a labelled one costs more than counting does, so those of requests are kept.
+        requests = Counter(
             "kvasir_requests", "requests by how they ended", ["outcome"], registry=registry
         )
+        self._requests = cache(requests.labels)
         self._in_flight = Gauge(
             "kvasir_requests_in_flight", "requests that came and are not over", registry=registry
         )
-        self._ttft = Histogram(
+        ttft = Histogram(
             "kvasir_ttft_seconds",
             "from a request's arrival to its first token",
             ["class"],
             registry=registry,
             buckets=_SLOW,
         )
-        self._itl = Histogram(
+        self._ttft = cache(ttft.labels)
+        self._itl = CountedHistogram(
             "kvasir_itl_seconds",
             "between two tokens of a request; the first gap is one of them",
-            ["class"],
+            "class",
             registry=registry,
             buckets=_FAST,
         )
@@ -67,13 +72,14 @@ class RouterMetrics:
             registry=registry,
             buckets=_SLOW,
         )
-        self._queue_wait = Histogram(
+        queue_wait = Histogram(
             "kvasir_queue_wait_seconds",
             "in the line in front of the cluster, of those who were let in",
             ["class"],
             registry=registry,
             buckets=_SLOW,
         )
+        self._queue_wait = cache(queue_wait.labels)
         self._prefill = Histogram(
             "kvasir_prefill_seconds",
             "from the first step of a prefill to its token",
@@ -110,15 +116,17 @@ class RouterMetrics:
             registry=registry,
             buckets=_FAST,
         )
-        self._ways = Counter(
+        ways = Counter(
             "kvasir_ways", "how requests went through the workers", ["way"], registry=registry
         )
-        self._saved = Counter(
+        self._ways = cache(ways.labels)
+        saved = Counter(
             "kvasir_way_saved_seconds",
             "predicted cost of the best other way, less that of the one taken",
             ["way"],
             registry=registry,
         )
+        self._saved = cache(saved.labels)
         self._moves = Counter(
             "kvasir_moves", "running sequences offered to others", ["outcome"], registry=registry
         )
@@ -193,22 +201,20 @@ class RouterMetrics:
     def _count(self, outcome: str, failed: bool) -> None:
         self.total += 1
         self.failed += failed
-        self._requests.labels(outcome).inc()
+        self._requests(outcome).inc()
 
     def queue_waited(self, slo_class: str, seconds: float, exemplar: Exemplar = None) -> None:
-        self._queue_wait.labels(slo_class).observe(seconds, exemplar)
+        self._queue_wait(slo_class).observe(seconds, exemplar)
 
     def first_token(self, slo_class: str, seconds: float, exemplar: Exemplar = None) -> None:
-        self._ttft.labels(slo_class).observe(seconds, exemplar)
+        self._ttft(slo_class).observe(seconds, exemplar)
 
     def second_token(self, seconds: float, exemplar: Exemplar = None) -> None:
         self._gap.observe(seconds, exemplar)
 
     def next_tokens(self, slo_class: str, count: int, seconds: float) -> None:
         """`count` tokens came together, `seconds` after the ones before."""
-        itl = self._itl.labels(slo_class)
-        for _ in range(count):
-            itl.observe(seconds / count)
+        self._itl.observe(slo_class, seconds / count, count)
 
     def generated(self, count: int) -> None:
         self.tokens += count
@@ -243,11 +249,11 @@ class RouterMetrics:
         self._placing.observe(placing_s)
         role = decision.replica.role
         way = f"alone on {role}" if decision.alone else "split"
-        self._ways.labels(way).inc()
+        self._ways(way).inc()
         other = decision.counterfactual
         if other is not None:
             cost_s = decision.among.cost_s
-            self._saved.labels(way).inc(max(0.0, cost_s[other] - cost_s[decision.place]))
+            self._saved(way).inc(max(0.0, cost_s[other] - cost_s[decision.place]))
 
     def timed(self, timing: Timing) -> None:
         """A ticket was opened, and whether to bind it at once was decided."""

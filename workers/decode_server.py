@@ -1,7 +1,7 @@
 """The worker's end of a Decode stream: many calls of one client, one message a step.
 
 Speaks messages, not gRPC. What a step says to the calls is collected while they have their turns
-and written at once. While two messages are unread, or the events of a whole one wait for the wire,
+and written at once. While four messages are unread, or the events of a whole one wait for the wire,
 calls stand still after their next event, and the engine's tokens for them join into one: cost per
 token falls with load.
 """
@@ -20,7 +20,7 @@ from workers.wire import worker_pb2 as worker
 
 log = logging.getLogger(__name__)
 
-MOST_UNREAD = 2  # messages
+MOST_UNREAD = 4  # messages
 # Of a message. An event is a token, or as many as an Inbox joins: with logprobs of 20 alternatives,
 # 300 bytes each, that is below 40 MB.
 MOST_EVENTS = 512
@@ -74,12 +74,14 @@ class DecodeServer:
         self, incoming: AsyncIterator[worker.DecodeCall], tasks: asyncio.TaskGroup
     ) -> None:
         async for message in incoming:
-            number = message.call
-            if message.HasField("read"):
+            for _ in range(message.steps_read):
                 self._room.release()
-            elif message.HasField("cancel"):
+            number = message.call
+            if message.HasField("cancel"):
                 if number in self._calls:
                     self._calls[number].cancel()
+            elif not message.HasField("start"):
+                continue
             elif len(self._calls) >= self._most_calls:
                 self._end(number, Code.RESOURCE_EXHAUSTED, "too many calls at once")
             elif number not in self._calls:

@@ -214,21 +214,25 @@ class FlowControl:
         self._pace.passed(now, busy=self.queued > 0)
         for waiting in self._queues.over(now):
             self._refuse(waiting, f"waited {now - waiting.arrived:.1f} s", now)
-        for waiting in self._queues.demote(now + self._backlog_s(background=False)):
+        backlog_s = self._backlog_s(background=False)
+        for waiting in self._queues.demote(now + backlog_s):
             if now + self._wait_s(waiting, now) > waiting.give_up_at:
                 self._refuse(waiting, "too much is before it", now)
+        known_s: float | None = backlog_s
         for background in (False, True):
             while (first := self._queues.next(background=background)) is not None:
-                if not self._has_room(background=background):
+                if not self._has_room(None if background else known_s, background=background):
                     return
                 self._grant(first, now)
+                known_s = None  # it has changed
 
-    def _has_room(self, *, background: bool) -> bool:
-        if background and self._background_in_flight >= BACKGROUND_PART * self._max_in_flight:
+    def _has_room(self, known_s: float | None, *, background: bool) -> bool:
+        """`known_s`: the backlog, where it was just asked for."""
+        full = background and self._background_in_flight >= BACKGROUND_PART * self._max_in_flight
+        if full or self.in_flight >= self._max_in_flight:
             return False
-        if self.in_flight >= self._max_in_flight:
-            return False
-        return self._backlog_s(background=background) <= (0.0 if background else self._hold_s)
+        backlog_s = self._backlog_s(background=background) if known_s is None else known_s
+        return backlog_s <= (0.0 if background else self._hold_s)
 
     def _grant(self, waiting: Waiting, now: float) -> None:
         waited = now > waiting.arrived
@@ -303,7 +307,7 @@ class FlowControl:
         if self.book.queued[name] >= slo.max_queue:
             self.book.passed(waiting.flow, Outcome.QUEUE_FULL)
             raise self._full(waiting, now)
-        wait_s = self._wait_s(waiting, now)
+        wait_s = self._wait_s(waiting, now) if self.queued else 0.0
         if now + wait_s > waiting.give_up_at:
             self.book.passed(waiting.flow, Outcome.HOPELESS)
             raise self._refusal(waiting, f"it would wait {wait_s:.1f} s", now)

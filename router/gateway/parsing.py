@@ -7,7 +7,7 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from router.gateway.schemas import SamplingBody
 from workers.core.errors import InvalidRequest, PayloadTooLarge, UnknownField
@@ -44,12 +44,18 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > max_bytes:
         raise _too_large(max_bytes)
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > max_bytes:
+    pieces: list[bytes] = []
+    num_bytes, more = 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        pieces.append(message.get("body", b""))
+        more = message.get("more_body", False)
+        num_bytes += len(pieces[-1])
+        if num_bytes > max_bytes:
             raise _too_large(max_bytes)
-    return bytes(body)
+    return b"".join(pieces)
 
 
 def parse_body(kind: type[Body], raw: bytes) -> Body:

@@ -33,22 +33,23 @@ DONE = "[DONE]"
 async def unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`. When the client goes first, `work` is cancelled, has ended, and
     ClientDisconnect is raised."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_client_leaves(receive))
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientDisconnect
-    finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        async with asyncio.timeout(None) as patience:
+            leaving = asyncio.create_task(_client_leaves(receive, patience))
+            try:
+                return await work
+            finally:
+                leaving.cancel()
+    except TimeoutError:
+        if patience.expired():
+            raise ClientDisconnect from None
+        raise
 
 
-async def _client_leaves(receive: Receive) -> None:
+async def _client_leaves(receive: Receive, patience: asyncio.Timeout) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+    patience.reschedule(0.0)  # over: the task that works is cancelled as by a deadline
 
 
 class EventStream:

@@ -25,7 +25,7 @@ def test_what_cannot_be_written_does_not_pile_up() -> None:
                 yield worker.DecodeCall(call=number, start=request(number, 2000))
             while True:
                 await asyncio.sleep(0.001)
-                yield worker.DecodeCall(read=worker.DecodeRead())
+                yield worker.DecodeCall(steps_read=1)
 
         server = DecodeServer(Role(lambda: 0.001).decode, write, most_calls=100)
         serving = asyncio.create_task(server.serve(incoming(), asyncio.Event()))

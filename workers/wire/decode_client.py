@@ -20,7 +20,7 @@ from workers.wire import worker_pb2 as worker
 
 MOST_UNREAD = 1 << 16  # tokens of a call: 3 MB, with the logprobs of 20 alternatives 45 MB
 
-READ = worker.DecodeCall(read=worker.DecodeRead())
+SAY_AFTER = 2  # messages read, where no call says it: of the four that may lie unread
 
 ErrorOf: TypeAlias = Callable[[str, str], KvasirError]
 
@@ -156,6 +156,7 @@ class _Line:
         self.broken = False
         self.calls: dict[int, DecodeStream] = {}
         self._numbers = itertools.count(1)
+        self._read_since = 0  # messages that the worker has not heard of
         self._up: asyncio.Queue[worker.DecodeCall | None] = asyncio.Queue()  # None: no more
         self._rpc = open_stream(self._requests())
         self.reading = asyncio.create_task(self._read(), name="decode stream")
@@ -163,12 +164,16 @@ class _Line:
     def start(self, request: worker.DecodeRequest) -> DecodeStream:
         number = next(self._numbers)
         stream = self.calls[number] = DecodeStream(self, number)
-        self._up.put_nowait(worker.DecodeCall(call=number, start=request))
+        self._say(worker.DecodeCall(call=number, start=request))
         return stream
 
     def cancel(self, number: int) -> None:
         del self.calls[number]
-        self._up.put_nowait(worker.DecodeCall(call=number, cancel=worker.DecodeCancel()))
+        self._say(worker.DecodeCall(call=number, cancel=worker.DecodeCancel()))
+
+    def _say(self, message: worker.DecodeCall) -> None:
+        message.steps_read, self._read_since = self._read_since, 0
+        self._up.put_nowait(message)
 
     async def _requests(self) -> AsyncIterator[worker.DecodeCall]:
         while (message := await self._up.get()) is not None:
@@ -182,7 +187,9 @@ class _Line:
                     stream = self.calls.get(event.call)
                     if stream is not None:  # else it was cancelled meanwhile
                         stream.take(event)
-                self._up.put_nowait(READ)
+                self._read_since += 1
+                if self._read_since >= SAY_AFTER:
+                    self._say(worker.DecodeCall())
         except grpc.aio.AioRpcError as error:
             why = f"{error.code().name}: {error.details()}"
         except asyncio.CancelledError:  # also when the channel is closed under it

@@ -91,21 +91,17 @@ class DecodeCancel(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
-class DecodeRead(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
-
 class DecodeCall(_message.Message):
-    __slots__ = ("call", "start", "cancel", "read")
+    __slots__ = ("call", "start", "cancel", "steps_read")
     CALL_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
-    READ_FIELD_NUMBER: _ClassVar[int]
+    STEPS_READ_FIELD_NUMBER: _ClassVar[int]
     call: int
     start: DecodeRequest
     cancel: DecodeCancel
-    read: DecodeRead
-    def __init__(self, call: _Optional[int] = ..., start: _Optional[_Union[DecodeRequest, _Mapping]] = ..., cancel: _Optional[_Union[DecodeCancel, _Mapping]] = ..., read: _Optional[_Union[DecodeRead, _Mapping]] = ...) -> None: ...
+    steps_read: int
+    def __init__(self, call: _Optional[int] = ..., start: _Optional[_Union[DecodeRequest, _Mapping]] = ..., cancel: _Optional[_Union[DecodeCancel, _Mapping]] = ..., steps_read: _Optional[int] = ...) -> None: ...
 
 class DecodeStep(_message.Message):
     __slots__ = ("events",)
