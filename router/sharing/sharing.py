@@ -1,10 +1,10 @@
 """Routers of a cluster tell each other what they gave to which replica, through Redis.
 
 Within EVERY_S of a decision its router says so, in absolute values of all replicas whose load
-moved; once a second, and when somebody new is heard, it says everything. Redis away, flushed or
-slow costs no request anything: what is due is computed when it can be said, so nothing piles up,
-and meanwhile the loads of others come from the workers' own reports, as those of routers that say
-nothing.
+moved; once a second, and when somebody new is heard, it says everything, and that alone while it
+hears nobody. Redis away, flushed or slow costs no request anything: what is due is computed when it
+can be said, so nothing piles up, and meanwhile the loads of others come from the workers' own
+reports, as those of routers that say nothing.
 """
 
 from __future__ import annotations
@@ -101,6 +101,8 @@ class Sharing:
         """What is to be said now, and counts as said."""
         now = self._clock.now()
         whole = now >= self._whole_due
+        if not whole and not self.peers:
+            return None  # nobody is there: whoever comes is told everything
         loads = {(r.id, r.incarnation): _own(r) for r in self._replicas()}
         if whole:
             self._whole_due = now + WHOLE_EVERY_S

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Iterator
 
 import httpx
@@ -338,11 +340,16 @@ async def test_a_router_that_is_gone_is_said_and_found_again(
 ) -> None:
     browser.open(cluster.console)
     browser.until(f"{STATE} === 'up'", "decode-1")
-    cluster.serving.kill("-m router")
-    browser.until("document.body.dataset.state === 'gone'")
-    assert "does not answer" in browser.text("#gone")
-    assert "does not answer" in browser.text("#said")
-    assert "decode-1" in browser.text("#pools"), "what was known last stays readable"
+    supervisor = cluster.serving.process.pid
+    os.kill(supervisor, signal.SIGSTOP)  # else there may be another one before the page asks again
+    try:
+        cluster.serving.kill("-m router")
+        browser.until("document.body.dataset.state === 'gone'")
+        assert "does not answer" in browser.text("#gone")
+        assert "does not answer" in browser.text("#said")
+        assert "decode-1" in browser.text("#pools"), "what was known last stays readable"
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
     await asyncio.wait_for(cluster.serving.all_up(), 60)
     browser.until("document.body.dataset.state === 'live'")
     assert browser.js("document.querySelector('#gone').hidden")

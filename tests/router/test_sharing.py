@@ -280,6 +280,29 @@ def test_a_decision_is_seen_within_a_message_and_a_newcomer_hears_all_at_once() 
     run_virtual(main())
 
 
+def test_one_that_hears_nobody_speaks_once_a_second() -> None:
+    async def main() -> None:
+        air = Air(random.Random(1), delay_s=0.001)
+        one = Router(air)
+        one.hear_worker(Load())
+        one.start()
+        await asyncio.sleep(WHOLE_EVERY_S / 2)
+        before = air.said
+        for _ in range(100):
+            one.replica.assignments.add(10, 12)
+            await asyncio.sleep(0.02)
+        assert 1 <= air.said - before <= 3
+        other = Router(air)
+        other.hear_worker(Load())
+        other.start()
+        await asyncio.sleep(2 * EVERY_S + 0.003)
+        assert seen(other.replica) == Load(1000, 1200, 100)
+        await one.stop()
+        await other.stop()
+
+    run_virtual(main())
+
+
 def test_growing_answers_alone_are_told_once_a_second() -> None:
     async def main() -> None:
         air = Air(random.Random(1), delay_s=0.001)
