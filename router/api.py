@@ -72,6 +72,9 @@ class ModelCard:
 class Generator(Protocol):
     def models(self) -> list[ModelCard]: ...
 
+    def serves(self, model: str) -> bool:
+        """Whether it is one of these."""
+
     def token_text(self, token_id: int) -> str:
         """The token as logprobs show it."""
 

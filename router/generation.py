@@ -80,6 +80,9 @@ class RouterGenerator:
     def models(self) -> list[ModelCard]:
         return [replace(self._card, context_length=self._most().context)]
 
+    def serves(self, model: str) -> bool:
+        return model == self._card.id
+
     def token_text(self, token_id: int) -> str:
         return self._tokenizer.token_text(token_id)
 
@@ -87,7 +90,7 @@ class RouterGenerator:
         """Raises InvalidRequest, ModelNotFound, Overloaded or Unavailable. Close it to cancel."""
         started = self._clock.now()
         with self._counted(call, started) as seen:
-            if call.model != self._card.id:
+            if not self.serves(call.model):
                 raise ModelNotFound(call.model, [self._card.id])
             check_names(
                 request_id=call.request_id, cache_salt=call.cache_salt, tenant=call.terms.tenant

@@ -148,7 +148,7 @@ class TextStream:
         self.stopped: str | None = None
         self._tokenizer = tokenizer
         self._shown = [t for t in context_ids[-_CONTEXT:] if t not in tokenizer.special_ids]
-        self._shown_text = tokenizer.decode(self._shown)
+        self._shown_text: str | None = None  # until somebody asks: at the end nobody does
         self._pending: list[int] = []  # tokens after _shown whose text is not given out
         self._matchers = [_StopMatcher(text) for text in stop]
         self._held = ""  # text that may begin a stop string
@@ -177,7 +177,7 @@ class TextStream:
         """The rest, if no stop string was found. Nothing may be pushed afterwards."""
         if self.stopped is not None:
             return ""
-        text = self._window_text(self._pending)
+        text = self._window_text(self._pending) if self._pending else ""
         self._pending.clear()
         released = self._watch(text) if self._unwatched <= 0 else text
         if self.stopped is not None:
@@ -203,6 +203,8 @@ class TextStream:
         return self._show(cut, self._window_text(self._pending[:cut]))
 
     def _window_text(self, tokens: list[int]) -> str:
+        if self._shown_text is None:
+            self._shown_text = self._tokenizer.decode(self._shown)
         return self._tokenizer.decode(self._shown + tokens)[len(self._shown_text) :]
 
     def _clean_cut(self, text: str) -> int:
@@ -216,7 +218,7 @@ class TextStream:
     def _show(self, count: int, text: str) -> str:
         """Give out `text` of the first `count` pending tokens, which are the window from now on."""
         self._shown = self._pending[max(0, count - _MAX_PENDING) : count]
-        self._shown_text = self._tokenizer.decode(self._shown)
+        self._shown_text = None
         del self._pending[:count]
         return text
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from threading import Lock
 from typing import Any, TypeAlias
@@ -98,9 +98,12 @@ class TokenCache:
         return tokens
 
     def _segment(self, text: str) -> Tokens:
+        return self._kept(text, self._by_word if self._by_words else self._plainly)
+
+    def _kept(self, text: str, make: Callable[[str], list[int]]) -> Tokens:
         kept = self._segments.get(text)
         if kept is None:
-            kept = tuple(self._by_word(text) if self._by_words else self._plainly(text))
+            kept = tuple(make(text))
             self._segments.put(text, kept)
         return kept
 
@@ -118,7 +121,8 @@ class TokenCache:
             learned = self._learn({words[place] for place in unknown})
             for place in unknown:
                 found[place] = learned[words[place]]
-        tokens = self._plainly(head) if head else []
+        # Few heads begin nearly all texts, and asking for one costs as much as a hundred words.
+        tokens = list(self._kept(head, self._plainly)) if head else []
         tokens.extend(chain.from_iterable(found))  # type: ignore[arg-type]
         return tokens
 

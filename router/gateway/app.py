@@ -129,7 +129,8 @@ class _Gateway:
             terms = terms_of(request.headers, body.service_tier, self._classes())
             key = key_of(request.scope)
             terms = terms if key is None else key.terms(terms)
-            self._card(body.model)
+            if not self._generator.serves(body.model):
+                raise self._unknown(body.model)
         except KvasirError as error:
             self._refused(error)
             raise
@@ -164,11 +165,13 @@ class _Gateway:
 
     def _card(self, model: str) -> ModelCard:
         """Raises ModelNotFound."""
-        cards = self._generator.models()
-        for card in cards:
+        for card in self._generator.models():
             if card.id == model:
                 return card
-        raise ModelNotFound(model, [card.id for card in cards])
+        raise self._unknown(model)
+
+    def _unknown(self, model: str) -> ModelNotFound:
+        return ModelNotFound(model, [card.id for card in self._generator.models()])
 
 
 def _named(calls: Sequence[Call], request: Request, answer_id: str) -> list[Call]:

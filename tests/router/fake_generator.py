@@ -35,6 +35,9 @@ class FakeGenerator:
     def models(self) -> list[ModelCard]:
         return [ModelCard("demo", 2048, 1_700_000_000), ModelCard("org/other", 64, 1_700_000_000)]
 
+    def serves(self, model: str) -> bool:
+        return model in ("demo", "org/other")
+
     def token_text(self, token_id: int) -> str:
         return "\ufffd" if token_id == 999 else f"t{token_id}"
 

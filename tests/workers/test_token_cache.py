@@ -179,7 +179,7 @@ def test_words_are_kept_where_that_is_known_to_be_right(kind: str) -> None:
     kept.encode("the river and the morning", add_special_tokens=False)
     missed = kept.missed_chars
     kept.encode("the morning and the river", add_special_tokens=False)
-    assert kept.missed_chars - missed == (len("the") if by_words else 25)
+    assert kept.missed_chars - missed == (0 if by_words else 25)
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"single word"}))
@@ -207,7 +207,7 @@ def test_what_does_not_fit_is_not_kept() -> None:
     kept = TokenCache(_gpt2(), segment_bytes=20_000)
     text = "river " * 4_000
     assert kept.encode(text, add_special_tokens=False) == _plain(_gpt2(), text, special=False)
-    assert not kept._segments.new
+    assert text not in kept._segments.new
 
 
 def test_a_random_tokenizer_is_asked_every_time() -> None:
