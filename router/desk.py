@@ -144,16 +144,13 @@ class Desk:
         """Predicted seconds of prefill where the least of it is left to compute; 0 without anybody
         who could."""
         cached, _ = self._look_up(blocks)
-        most, firsts = 0, dict[str, str]()  # one of each hardware, of those that hold the most
+        count, best = len(blocks.tokens), dict[str, tuple[int, str]]()  # of each pool, the deepest
         for replica in self._able("prefill"):
-            hit = cached.get(replica.id, 0)
-            if hit > most:
-                most = hit
-                firsts.clear()
-            if hit == most:
-                firsts.setdefault(replica.record.hardware, replica.id)
-        left = len(blocks.tokens) - most
-        work_s = (self.latency.prefill_s(name, left, most) for name in firsts.values())
+            hit, pool = cached.get(replica.id, 0), replica.record.pool
+            known = best.get(pool)
+            if known is None or hit > known[0]:
+                best[pool] = hit, replica.id
+        work_s = (self.latency.prefill_s(name, count - hit, hit) for hit, name in best.values())
         return min(work_s, default=0.0)
 
     def _able(self, phase: Phase) -> list[Replica]:

@@ -219,8 +219,10 @@ def test_usage_counts_a_process_its_children_and_those_that_have_ended(tmp_path:
 
 
 def test_memory_of_a_real_process_is_more_than_nothing() -> None:
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    program = [sys.executable, "-c", "print('up', flush=True); input()"]
+    child = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
+        assert child.stdout is not None and child.stdout.readline() == b"up\n"
         assert 1e6 < machine.memory(child.pid) < 1e9
     finally:
         child.communicate(b"\n")
